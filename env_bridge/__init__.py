@@ -1,0 +1,1 @@
+"""MuJoCo behind a process boundary."""

@@ -1,0 +1,1 @@
+"""A run is data: team, task, budget, mode, seed."""

@@ -1,0 +1,1 @@
+"""The runtime: messages, bus, contract net, supervision, journal, launchers. No torch, no mujoco, no RL."""
