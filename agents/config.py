@@ -1,0 +1,160 @@
+"""Everything about learning and teamwork that a scenario may set. Plain data: importing it imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Final, TypeVar
+
+from swarm.environment import TaskParameters
+from swarm.errors import ConfigError
+from swarm.messages import Json
+
+MEMBERS: Final = ("coordinator", "environment", "state", "meta", "adaptation")
+"""Names of the five members, in the fixed order of every reduction."""
+
+MODES: Final = ("collaborative", "independent")
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberConfig:
+    """Sizes of one member; 50 000-54 000 trainable parameters in all, targets excluded.
+
+    Attributes:
+        projection: width of a linear layer in front of everything, for wide observations; 0: none.
+        encoder_width: D, features that actor and critics see.
+        encoder_states: N, complex diagonal states.
+    """
+
+    projection: int = 0
+    encoder_width: int = 32
+    encoder_states: int = 32
+    actor_hidden: tuple[int, int] = (64, 64)
+    critic_hidden: tuple[int, int] = (104, 96)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SacConfig:
+    """Soft actor-critic; names as in Haarnoja et al. 2018, arXiv:1812.05905."""
+
+    batch_size: int = 128
+    learning_rate: float = 3e-4
+    discount: float = 0.99
+    target_rate: float = 0.005
+    target_entropy: float = -3.0
+    policy_delay: int = 1
+    own_share: float = 0.35
+    pooled_targets: int = 2
+    observation_clip: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldConfig:
+    """Shared encoder and dynamics model, its prediction loss and its meta-learning.
+
+    Attributes:
+        gradients_per_round: minibatch gradients that each agent publishes in a round, applied in turn.
+        windows_per_batch: windows of ``window`` steps behind each gradient.
+        context_size: adaptable context of the dynamics head (CAVIA/GrBAL).
+        inner_steps: gradient steps of the inner loop on the support set.
+    """
+
+    window: int = 32
+    learning_rate: float = 1e-3
+    hidden: int = 96
+    gradients_per_round: int = 8
+    windows_per_batch: int = 16
+    context_size: int = 8
+    inner_learning_rate: float = 1e-2
+    inner_steps: int = 1
+    meta_tasks: int = 8
+    meta_gradients_per_round: int = 2
+    max_gradient_norm: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundConfig:
+    """How a round of work is cut.
+
+    Attributes:
+        steps: environment steps of one round, over all environments of the block.
+        random_steps: environment steps with uniformly random actions at the start.
+        updates_per_step: SAC updates of all members together per environment step.
+        lot: updates per auctioned lot.
+        max_share: largest share of the lots that one member can win.
+        shifted_every: every how many rounds the stretch is collected under shifted dynamics as well; 0: never.
+        evaluate_every: rounds between evaluations of all members; 0: only at the end.
+        evaluation_episodes: selection episodes per member.
+        adapt_every: rounds between test-time adaptations; 0: never.
+        patience_s: after this long without an awaited message, the coordinator reports it missing.
+    """
+
+    steps: int = 200
+    random_steps: int = 2_500
+    updates_per_step: float = 5.0
+    lot: int = 50
+    max_share: float = 0.4
+    concentration: float = 1.0
+    shifted_every: int = 10
+    evaluate_every: int = 20
+    evaluation_episodes: int = 1
+    evaluation_steps: int | None = None
+    adapt_every: int = 25
+    adapt_steps: int = 200
+    patience_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultConfig:
+    """Named interventions on a topic: ``replace`` gives each payload the content of the round before, ``stop`` drops it."""
+
+    replace: str = ""
+    stop: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeamConfig:
+    """What every agent of a run knows: the options that a node passes to ``Agent(options=…)``."""
+
+    env_id: str = "HalfCheetah-v4"
+    task: TaskParameters = field(default_factory=TaskParameters)
+    seed: int = 0
+    mode: str = "collaborative"
+    budget_steps: int = 20_000
+    reproducible: bool = True
+    agents: tuple[str, ...] = MEMBERS
+    member: MemberConfig = field(default_factory=MemberConfig)
+    sac: SacConfig = field(default_factory=SacConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    rounds: RoundConfig = field(default_factory=RoundConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
+
+    def to_json(self) -> dict[str, Json]:
+        """JSON-like form; `from_json` gives an equal object back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> TeamConfig:
+        """Rebuild from `to_json`. Raises ``ConfigError`` for an unknown key."""
+        nested = {
+            "task": TaskParameters,
+            "member": MemberConfig,
+            "sac": SacConfig,
+            "world": WorldConfig,
+            "rounds": RoundConfig,
+            "faults": FaultConfig,
+        }
+        values = {
+            key: _build(nested[key], value) if key in nested and isinstance(value, Mapping) else value
+            for key, value in data.items()
+        }
+        return _build(cls, values)
+
+
+def _build(cls: type[ConfigT], data: Mapping[str, object]) -> ConfigT:
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ConfigError(f"unknown {cls.__name__} key {unknown[0]!r}; known keys: {', '.join(sorted(known))}")
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
