@@ -31,7 +31,7 @@ class MemberConfig:
     encoder_width: int = 32
     encoder_states: int = 32
     actor_hidden: tuple[int, int] = (64, 64)
-    critic_hidden: tuple[int, int] = (104, 96)
+    critic_hidden: tuple[int, int] = (112, 104)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,7 @@ class WorldConfig:
     """Shared encoder and dynamics model, its prediction loss and its meta-learning.
 
     Attributes:
+        encoder_rate: learning rate of the encoder relative to that of the dynamics head.
         gradients_per_round: minibatch gradients that each agent publishes in a round, applied in turn.
         windows_per_batch: windows of ``window`` steps behind each gradient.
         context_size: adaptable context of the dynamics head (CAVIA/GrBAL).
@@ -62,6 +63,7 @@ class WorldConfig:
 
     window: int = 32
     learning_rate: float = 1e-3
+    encoder_rate: float = 0.1
     hidden: int = 96
     gradients_per_round: int = 8
     windows_per_batch: int = 16
@@ -83,10 +85,14 @@ class RoundConfig:
         updates_per_step: SAC updates of all members together per environment step.
         lot: updates per auctioned lot.
         max_share: largest share of the lots that one member can win.
-        shifted_every: every how many rounds the stretch is collected under shifted dynamics as well; 0: never.
+        shifted_every: every how many rounds a stretch is collected under shifted dynamics as well; 0: never.
+        shifted_steps: environment steps of that stretch.
+        seat_steps: steps of the block after which members change seats where nobody bids for them.
         evaluate_every: rounds between evaluations of all members; 0: only at the end.
-        evaluation_episodes: selection episodes per member.
+        evaluation_blocks: blocks of 8 selection episodes, whose seats go round among the members.
+        evaluation_steps: length limit of evaluation episodes; ``None``: the environment's own.
         adapt_every: rounds between test-time adaptations; 0: never.
+        adapt_steps: length of each probe episode.
         patience_s: after this long without an awaited message, the coordinator reports it missing.
     """
 
@@ -96,18 +102,20 @@ class RoundConfig:
     lot: int = 50
     max_share: float = 0.4
     concentration: float = 1.0
-    shifted_every: int = 10
+    shifted_every: int = 20
+    shifted_steps: int = 400
+    seat_steps: int = 1_000
     evaluate_every: int = 20
-    evaluation_episodes: int = 1
+    evaluation_blocks: int = 1
     evaluation_steps: int | None = None
     adapt_every: int = 25
     adapt_steps: int = 200
-    patience_s: float = 60.0
+    patience_s: float = 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultConfig:
-    """Named interventions on a topic: ``replace`` gives each payload the content of the round before, ``stop`` drops it."""
+    """Named interventions: topic ``replace`` carries each payload's content of the round before, ``stop`` nothing."""
 
     replace: str = ""
     stop: str = ""
@@ -123,12 +131,18 @@ class TeamConfig:
     mode: str = "collaborative"
     budget_steps: int = 20_000
     reproducible: bool = True
+    report_episodes: int = 10
     agents: tuple[str, ...] = MEMBERS
     member: MemberConfig = field(default_factory=MemberConfig)
     sac: SacConfig = field(default_factory=SacConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     rounds: RoundConfig = field(default_factory=RoundConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The agents that own a member, in the fixed order of every reduction; further agents only bid on work."""
+        return tuple(name for name in MEMBERS if name in self.agents)
 
     def to_json(self) -> dict[str, Json]:
         """JSON-like form; `from_json` gives an equal object back."""

@@ -66,12 +66,14 @@ class Agent(ABC):
         skills: kinds of work that the agent may bid on.
         listens: topics that ``context.gather`` may be asked for.
         capacity: awards that it performs at once.
+        manages: whether its host also runs the contract net's manager, under the agent's name.
     """
 
     role: ClassVar[str]
     skills: ClassVar[frozenset[str]] = frozenset()
     listens: ClassVar[frozenset[Topic]] = frozenset()
     capacity: ClassVar[int] = 8
+    manages: ClassVar[bool] = False
 
     def __init__(self, name: str | None = None, options: Mapping[str, Json] | None = None) -> None:
         self.name = name or self.role

@@ -89,11 +89,16 @@ class Rejection(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel(Message):
-    """The manager withdraws the task; work under ``epoch`` or an older one has no effect any more."""
+    """The manager withdraws the task; work under ``epoch`` or an older one has no effect any more.
+
+    Attributes:
+        agent: whose award is void; empty: everybody's.
+    """
 
     task_id: str
     epoch: int
     reason: str
+    agent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,141 @@
+"""Environment: owns the bridge, the task distribution and the experience store; collects and evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import ClassVar, cast
+
+import numpy as np
+from safetensors.numpy import save
+
+from agents.rollouts import (
+    ENVIRONMENT_FILE,
+    TASK_SIZE,
+    collection_request,
+    episode_summary,
+    evaluation_request,
+    experience_columns,
+    mean_rewards,
+)
+from agents.specialist import COMMON_SKILLS, Specialist, Work
+from swarm.agent import AgentContext
+from swarm.environment import Bridge, RolloutResult, TaskParameters
+from swarm.experience import ExperienceWriter, StreamSpec
+from swarm.messages import Award, Evaluation, Json, RowsWritten
+from swarm.policy import BLOCK_SIZE
+
+
+class EnvironmentAgent(Specialist):
+    """Collector, evaluator, and the only writer of experience."""
+
+    role: ClassVar[str] = "environment"
+    skills: ClassVar[frozenset[str]] = COMMON_SKILLS | {"initialise", "collect", "evaluate"}
+
+    def own_work(self) -> Mapping[str, Work]:
+        """Initialise a run, collect experience, evaluate members."""
+        return {"initialise": self._initialise, "collect": self._collect, "evaluate": self._evaluate}
+
+    async def _initialise(self, award: Award, context: AgentContext) -> Mapping[str, Json]:
+        """Stage fresh members and world models, sized for the environment that the bridge describes."""
+        from agents.pinned import fresh_files
+
+        spec = await cast(Bridge, context.service("bridge")).describe(self.team.env_id)
+        files: dict[str, Json] = {}
+        for name, data in (await context.compute(fresh_files, self.team, spec)).items():
+            files[name] = await context.compute(self.stage, context, 0, name, data)
+        return {"files": files, "environment": asdict(spec)}
+
+    def _stream_spec(self, stream: str, sizes: tuple[int, int]) -> StreamSpec:
+        """Sizes of a stream that could hold the whole budget."""
+        return StreamSpec(
+            name=stream,
+            observation_size=sizes[0],
+            action_size=sizes[1],
+            task_size=TASK_SIZE,
+            capacity_steps=self.team.budget_steps // BLOCK_SIZE + 1,
+        )
+
+    async def _collect(self, award: Award, context: AgentContext) -> Mapping[str, Json]:
+        """Let the seated members act for a stretch; write the rows, stage where the environments stand now."""
+        terms = award.terms
+        stream, round_index = cast(str, terms["stream"]), cast(int, terms["round"])
+        pinned = await context.compute(self.pinned, terms, context)
+        request = await context.compute(collection_request, pinned, terms)
+        result = await cast(Bridge, context.service("bridge")).rollout(request)
+        seats = cast(Sequence[str], terms["seats"])
+        first_row = pinned.rows[stream]
+        spec = self._stream_spec(stream, pinned.sizes)
+        await context.compute(self._write, context.run_dir, spec, first_row, result, seats, request.tasks)
+        episodes = tuple(episode_summary(episode, seats) for episode in result.episodes)
+        context.publish(
+            RowsWritten(
+                round_index=round_index,
+                stream=stream,
+                first_row=first_row,
+                num_rows=len(result.columns["reward"]),
+                seats=tuple(seats),
+                episodes=episodes,
+            )
+        )
+        files: dict[str, Json] = {}
+        if stream == "nominal":
+            data = save(dict(result.snapshot))
+            files[ENVIRONMENT_FILE] = await context.compute(self.stage, context, round_index, ENVIRONMENT_FILE, data)
+        return {
+            "files": files,
+            "steps": result.num_steps,
+            "episodes": episodes,
+            "mean_rewards": mean_rewards(result, seats),
+        }
+
+    def _write(
+        self,
+        run_dir: Path,
+        spec: StreamSpec,
+        first_row: int,
+        result: RolloutResult,
+        seats: Sequence[str],
+        tasks: Sequence[TaskParameters],
+    ) -> None:
+        columns = experience_columns(result, [self.team.members.index(name) for name in seats], tasks)
+        with ExperienceWriter(run_dir / "experience", spec) as writer:
+            writer.write(first_row, columns)
+            writer.flush()
+
+    async def _evaluate(self, award: Award, context: AgentContext) -> Mapping[str, Json]:
+        """Run deterministic episodes of the named members, at most one block of 8 at a time; publish the returns."""
+        terms = award.terms
+        members = cast(Sequence[str], terms["members"])
+        pinned = await context.compute(self.pinned, terms, context)
+        returns: dict[str, list[float]] = {name: [] for name in members}
+        distances: dict[str, list[float]] = {name: [] for name in members}
+        lengths: dict[str, list[int]] = {name: [] for name in members}
+        steps = 0
+        for block in range(cast(int, terms["blocks"])):
+            seats = tuple(members[(block * BLOCK_SIZE + seat) % len(members)] for seat in range(BLOCK_SIZE))
+            request = await context.compute(evaluation_request, pinned, terms, seats, block)
+            result = await cast(Bridge, context.service("bridge")).rollout(request)
+            steps += result.num_steps
+            for episode in sorted(result.episodes, key=lambda row: row.environment):
+                name = seats[episode.environment]
+                returns[name].append(episode.total_reward)
+                distances[name].append(episode.distance_m)
+                lengths[name].append(episode.length)
+        context.publish(
+            Evaluation(
+                judge=self.name,
+                round_index=cast(int, terms["base"]),
+                kind=f"return-{terms['purpose']}",
+                scores={name: float(np.mean(values)) for name, values in returns.items()},
+                details={
+                    "distances": {name: float(np.mean(values)) for name, values in distances.items()},
+                    "returns": returns[members[0]],
+                    "episode_distances": distances[members[0]],
+                    "lengths": lengths[members[0]],
+                    "all_returns": returns,
+                },
+            )
+        )
+        return {"steps": steps}

@@ -1,0 +1,123 @@
+"""Windows of consecutive steps, cut from streams of experience for learning the world model.
+
+Letters in this file: T window length, W windows, O observation, A action, N encoder states, E environments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.learning.encoder import Columns
+from swarm.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Windows:
+    """W windows of T consecutive rows, time first.
+
+    Attributes:
+        observation: (T, W, O) raw; ``next_observation`` the true successor.
+        action: (T, W, A) taken at each row.
+        previous_action: (T, W, A) of the row before; zero where an episode starts.
+        previous_reward: (T, W), likewise.
+        reward: (T, W).
+        keep: (T, W) bool; false where an episode starts.
+        states: (T, W, N) complex, the encoder's state before each row, written by the encoder version in use; N = 0:
+            unknown, the window starts from zero.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    next_observation: Tensor
+    previous_action: Tensor
+    previous_reward: Tensor
+    keep: Tensor
+    states: Tensor
+
+    @property
+    def num_windows(self) -> int:
+        """W."""
+        return self.observation.shape[1]
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.observation.shape[0]
+
+    def select(self, windows: slice) -> Windows:
+        """Return some of the windows."""
+        return Windows(**{f.name: getattr(self, f.name)[:, windows] for f in fields(self)})
+
+
+def cut_windows(columns: Columns, states: Tensor | None, starts: NDArray[np.int64], length: int) -> Windows:
+    """Cut windows that start at ``starts`` (W, 2), pairs of (step, environment).
+
+    Args:
+        states: (T, E, N) complex, `Stream.states` of the same columns; ``None``: windows start from a zero state with
+            one unknown (zero) previous action and reward.
+    """
+    steps = torch.from_numpy(starts[:, 0])[None] + torch.arange(length)[:, None]
+    environments = torch.from_numpy(starts[:, 1])[None].expand_as(steps)
+    before = (steps - 1).clamp_min(0)
+    keep = ~columns.reset[steps, environments] & (steps > 0)
+    if states is None:
+        keep[0] = False
+        known = torch.zeros(length, len(starts), 0, dtype=torch.complex64)
+    else:
+        known = states[before, environments]
+    return Windows(
+        observation=columns.observation[steps, environments],
+        action=columns.action[steps, environments],
+        reward=columns.reward[steps, environments],
+        next_observation=columns.next_observation[steps, environments],
+        previous_action=columns.action[before, environments] * keep[..., None],
+        previous_reward=columns.reward[before, environments] * keep,
+        keep=keep,
+        states=known,
+    )
+
+
+def sample_windows(
+    columns: Columns, states: Tensor | None, rng: np.random.Generator, num_windows: int, length: int
+) -> Windows:
+    """Draw windows uniformly over steps and environments.
+
+    Raises:
+        ConfigError: fewer rows than one window.
+    """
+    latest = columns.num_steps - length
+    if latest < 0:
+        raise ConfigError(f"got {columns.num_steps} steps of experience, a window needs {length}: collect more first")
+    step = rng.integers(0, latest + 1, size=num_windows)
+    environment = rng.integers(0, columns.observation.shape[1], size=num_windows)
+    return cut_windows(columns, states, np.stack([step, environment], axis=1), length)
+
+
+def sample_task_windows(
+    columns: Columns, states: Tensor | None, rng: np.random.Generator, num_tasks: int, length: int
+) -> tuple[Windows, Windows]:
+    """Draw support and query windows, one pair for each of ``num_tasks`` tasks.
+
+    A task is an environment during one stretch: the query window follows its support window directly, so both were
+    collected under the same dynamics wherever a stretch is at least ``2 · length`` steps long.
+
+    Raises:
+        ConfigError: fewer rows than two windows.
+    """
+    return split_windows(sample_windows(columns, states, rng, num_tasks, 2 * length), length)
+
+
+def split_windows(windows: Windows, at: int) -> tuple[Windows, Windows]:
+    """Return the first ``at`` steps and the rest of each window, as windows of their own."""
+    first = Windows(**{f.name: getattr(windows, f.name)[:at] for f in fields(Windows)})
+    rest = {f.name: getattr(windows, f.name)[at:] for f in fields(Windows)}
+    if windows.states.shape[-1] == 0:
+        rest["keep"] = rest["keep"].clone()
+        rest["keep"][0] = False
+    return first, Windows(**rest)

@@ -1,0 +1,135 @@
+"""What the team knows about its run, as of one committed round. Pure data with a JSON form; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
+from typing import Self, cast
+
+from agents.auctions import standardise
+from swarm.bidding import BidRecord
+from swarm.messages import Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a member did in its latest evaluation (selection episodes, never the reported ones)."""
+
+    mean_return: float
+    distance_m: float
+    round_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Budget, standings and bid records; replaced, never changed, once a round.
+
+    Attributes:
+        env_steps: training environment steps so far, summed over all members and streams.
+        evaluation_steps: environment steps of evaluations, not part of the budget.
+        adaptation_steps: environment steps of test-time probes, not part of the budget.
+        updates: SAC updates so far, summed over members.
+        standings: latest evaluation per member.
+        previous: the evaluation before it, against which gains are measured.
+        lots_since: lots won per member since the latest evaluation.
+        predicted_since: sum of winning bids for compute per member since then.
+        records: agent → kind of work → bid record.
+        best: the member with the highest evaluated return; the first one before any evaluation.
+        accepted: adaptations accepted so far.
+        rejected: adaptations rejected so far.
+        incidents: what was lost, restarted or repeated, in order.
+    """
+
+    env_steps: int = 0
+    evaluation_steps: int = 0
+    adaptation_steps: int = 0
+    updates: int = 0
+    wall_s: float = 0.0
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    previous: Mapping[str, float] = field(default_factory=dict)
+    lots_since: Mapping[str, int] = field(default_factory=dict)
+    predicted_since: Mapping[str, float] = field(default_factory=dict)
+    records: Mapping[str, Mapping[str, BidRecord]] = field(default_factory=dict)
+    best: str = ""
+    accepted: int = 0
+    rejected: int = 0
+    incidents: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        """JSON-like form."""
+        data: dict[str, Json] = asdict(self)
+        data["records"] = {
+            agent: {kind: record.to_json() for kind, record in kinds.items()} for agent, kinds in self.records.items()
+        }
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Self:
+        """Rebuild from `to_json`."""
+        values = dict(data)
+        records = cast(Mapping[str, Mapping[str, Mapping[str, Json]]], values.pop("records"))
+        standings = cast(Mapping[str, Mapping[str, float]], values.pop("standings"))
+        values["incidents"] = tuple(cast(list[str], values["incidents"]))
+        return cls(
+            **values,  # type: ignore[arg-type]
+            standings={name: Standing(**row) for name, row in standings.items()},  # type: ignore[arg-type]
+            records={
+                agent: {kind: BidRecord.from_json(row) for kind, row in kinds.items()}
+                for agent, kinds in records.items()
+            },
+        )
+
+    def calibration(self, kind: str) -> dict[str, float]:
+        """Return realised / predicted per agent for ``kind``, kept within [0.5, 2]."""
+        return {
+            agent: min(2.0, max(0.5, kinds[kind].calibration)) for agent, kinds in self.records.items() if kind in kinds
+        }
+
+    def reputation(self) -> dict[str, dict[str, float]]:
+        """Return reputation in [0, 1] per agent and kind of work."""
+        return {
+            agent: {kind: record.reputation for kind, record in sorted(kinds.items())}
+            for agent, kinds in sorted(self.records.items())
+        }
+
+    def with_outcome(self, agent: str, kind: str, predicted: float, realised: float) -> Ledger:
+        """Return the ledger after ``agent`` promised ``predicted`` and delivered ``realised`` for ``kind``."""
+        kinds = dict(self.records.get(agent, {}))
+        kinds[kind] = kinds.get(kind, BidRecord()).update(predicted, realised)
+        return replace(self, records={**self.records, agent: kinds})
+
+    def with_lots(self, lots: Mapping[str, int], predicted: Mapping[str, float]) -> Ledger:
+        """Return the ledger after members won ``lots`` with bids that sum to ``predicted``."""
+        return replace(
+            self,
+            lots_since={name: self.lots_since.get(name, 0) + n for name, n in lots.items()},
+            predicted_since={name: self.predicted_since.get(name, 0.0) + v for name, v in predicted.items()},
+        )
+
+    def with_evaluation(self, standings: Mapping[str, Standing]) -> Ledger:
+        """Return the ledger after an evaluation: the winning bids since the last one meet what they were worth.
+
+        A member's prediction is its mean winning bid relative to the team's; what was realised is that prediction
+        scaled by its gain in return per lot, standardised over the members that were trained.
+        """
+        ledger = self
+        trained = {name: n for name, n in self.lots_since.items() if n > 0 and name in self.standings}
+        if len(trained) >= 2:
+            gains = {
+                name: (standings[name].mean_return - self.standings[name].mean_return) / n
+                for name, n in trained.items()
+            }
+            mean_bid = fmean(self.predicted_since[name] / n for name, n in trained.items())
+            for name, gain in sorted(standardise(gains).items()):
+                predicted = self.predicted_since[name] / trained[name] / mean_bid
+                ledger = ledger.with_outcome(name, "compute", predicted, predicted * max(0.1, 1.0 + 0.5 * gain))
+        best = max(sorted(standings), key=lambda name: standings[name].mean_return)
+        return replace(
+            ledger,
+            previous={name: row.mean_return for name, row in self.standings.items()},
+            standings=dict(standings),
+            lots_since={},
+            predicted_since={},
+            best=best,
+        )

@@ -1,0 +1,53 @@
+"""Meta-learning: combines all agents' gradients, prediction and MAML outer loop alike, behind guards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, cast
+
+from agents.specialist import COMMON_SKILLS, Specialist, Work
+from swarm.agent import AgentContext
+from swarm.messages import Award, Gradient, Json, Message
+from swarm.topics import Topic
+
+
+class MetaLearningAgent(Specialist):
+    """Aggregator of the team's gradients."""
+
+    role: ClassVar[str] = "meta"
+    skills: ClassVar[frozenset[str]] = COMMON_SKILLS | {"aggregate"}
+
+    def own_work(self) -> Mapping[str, Work]:
+        """Aggregate gradients."""
+        return {"aggregate": self._aggregate}
+
+    async def _aggregate(self, award: Award, context: AgentContext) -> Mapping[str, Json]:
+        """Wait for every member's gradient of this round, guard and combine them group by group, publish."""
+        from agents.learning.aggregation import aggregate
+
+        round_index = cast(int, award.terms["round"])
+        groups = cast(Mapping[str, Sequence[str]], award.terms["groups"])
+        keys = [(member, round_index) for members in groups.values() for member in members]
+        found = await context.gather(Topic.GRADIENTS, member_key, keys, self.team.rounds.patience_s)
+        skipped: list[str] = []
+        for group, members in groups.items():
+            gradients = [cast(Gradient, found[member, round_index]) for member in members]
+            combined = await context.compute(aggregate, gradients, self.team.world.max_gradient_norm)
+            skipped.extend(combined.skipped)
+            context.publish(
+                Gradient(
+                    owner=group,
+                    version=round_index,
+                    kind="aggregate",
+                    num_samples=combined.num_samples,
+                    arrays=combined.arrays,
+                )
+            )
+        return {"skipped": skipped}
+
+
+def member_key(message: Message) -> tuple[str, int] | None:
+    """Key of a member's own gradient: the member and the round."""
+    if not isinstance(message, Gradient) or message.kind != "member":
+        return None
+    return message.owner, message.version

@@ -1,0 +1,300 @@
+"""What is committed as of one round, ready for computing: members, world models, experience, features.
+
+A `Pinned` never changes: it is a function of the files of one checkpoint and of the committed rows. Everything here
+blocks and runs on a node's compute thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Final, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+
+from agents.config import TeamConfig
+from agents.learning.encoder import Columns, Parameters, Stream, columns_from_arrays, encode_stream
+from agents.learning.maml import adapted_loss, meta_gradients
+from agents.learning.normalizer import Scales, empty_normalizer, normalizer_from_rows
+from agents.learning.replay import Replay, build_replay
+from agents.learning.sac import MemberState
+from agents.learning.windows import Windows, cut_windows, sample_windows, split_windows
+from agents.learning.world_model import (
+    WorldState,
+    apply_gradients,
+    encoder_parameters,
+    init_world,
+    prediction_error,
+    prediction_gradients,
+    world_from_arrays,
+    world_to_arrays,
+)
+from agents.member import (
+    acting_weights,
+    encoder_sizes,
+    from_arrays,
+    init_member,
+    propose_actions,
+    to_arrays,
+    votes,
+)
+from agents.plan import NOMINAL, SHIFTED, group_of, groups_of
+from agents.randomness import generator, stream_key
+from agents.rollouts import ENVIRONMENT_FILE, prefixed
+from agents.trainer import Trainer
+from swarm.checkpoint import CheckpointStore, Manifest
+from swarm.environment import EnvironmentSpec
+from swarm.experience import ExperienceReader
+from swarm.messages import Arrays, Json
+from swarm.policy import BLOCK_SIZE
+
+VOTE_STEPS: Final = 16
+QUALITY_WINDOWS: Final = 64
+KEPT: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class View:
+    """Committed rows of a stream and what an encoder makes of them."""
+
+    columns: Columns
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MemberGradients:
+    """Gradients of the world model, (G, P) float32 each: ``prediction`` and, where there are shifted rows, ``meta``."""
+
+    arrays: dict[str, NDArray[np.generic]]
+    num_samples: int
+
+
+@lru_cache(maxsize=KEPT)
+def pinned_round(run_dir: Path, team: TeamConfig, base: int) -> Pinned:
+    """Return round ``base`` of a run; agents of one process share it, since it never changes."""
+    return Pinned(run_dir, team, base)
+
+
+def fresh_files(team: TeamConfig, spec: EnvironmentSpec) -> dict[str, bytes]:
+    """Return the files of round 0: new-born members and world models, by file name."""
+    sizes = (spec.observation_size, spec.action_size)
+    files = {}
+    for name in team.members:
+        member = init_member(team.member, *sizes, seed=stream_key(team.seed, 0, "member", name))
+        files[member_file(name)] = save(to_arrays(member))
+    for group in groups_of(team):
+        world = init_world(team.world, team.member, *sizes, seed=stream_key(team.seed, 0, "world"))
+        files[world_file(group)] = save(world_to_arrays(world))
+    return files
+
+
+def member_file(name: str) -> str:
+    """File name of a member's training state."""
+    return f"member-{name}.safetensors"
+
+
+def world_file(group: str) -> str:
+    """File name of a group's world model."""
+    return f"world-{group}.safetensors"
+
+
+class Pinned:
+    """Round ``base`` of a run; parts are loaded when first asked for."""
+
+    def __init__(self, run_dir: Path, team: TeamConfig, base: int) -> None:
+        self.team = team
+        self.base = base
+        self._run_dir = run_dir
+        self._store = CheckpointStore(run_dir)
+        self._manifest: Manifest = self._store.read_manifest(base)
+        self.rows: Mapping[str, int] = self._manifest.rows
+        environment = cast(Mapping[str, int], self._store.load_ledger(self._manifest)["environment"])
+        self.sizes = (environment["observation_size"], environment["action_size"])
+        self._members: dict[str, MemberState] = {}
+        self._worlds: dict[str, WorldState] = {}
+        self._views: dict[tuple[str, str], View] = {}
+        self._replays: dict[str, Replay] = {}
+
+    def member(self, name: str) -> MemberState:
+        """Training state of a member."""
+        if name not in self._members:
+            arrays = load_file(self._store.path(self.base, member_file(name)))
+            self._members[name] = from_arrays(self.team.member, *self.sizes, arrays)
+        return self._members[name]
+
+    def world(self, group: str) -> WorldState:
+        """World model of a group."""
+        if group not in self._worlds:
+            arrays = load_file(self._store.path(self.base, world_file(group)))
+            self._worlds[group] = world_from_arrays(self.team.world, self.team.member, *self.sizes, arrays)
+        return self._worlds[group]
+
+    def encoder(self, group: str) -> Parameters:
+        """Weights of a group's encoder."""
+        return encoder_parameters(self.world(group))
+
+    def view(self, group: str, stream: str = NOMINAL) -> View:
+        """Committed rows of a stream as the group's encoder sees them."""
+        if (group, stream) not in self._views:
+            columns = columns_from_arrays(self._arrays(stream), self.rows[stream])
+            encoded = encode_stream(
+                encoder_sizes(self.team.member, *self.sizes), self.encoder(group), columns, self.scales(group)
+            )
+            self._views[group, stream] = View(columns=columns, stream=encoded)
+        return self._views[group, stream]
+
+    def scales(self, group: str) -> Scales:
+        """Normalisation by the nominal rows in which the group's members acted."""
+        if self.rows[NOMINAL] == 0:
+            return empty_normalizer(self.sizes[0]).scales()
+        mask = self._acted(groups_of(self.team)[group])
+        observation, reward, following = (
+            self._nominal[name][mask].astype(np.float32, copy=False)
+            for name in ("observation", "reward", "next_observation")
+        )
+        return normalizer_from_rows(observation, reward, following).scales()
+
+    def votes(self, voter: str, members: Sequence[str]) -> dict[str, float]:
+        """Mean value that the voter's critics give to each member's actions on the newest observations."""
+        view = self.view(group_of(self.team, voter))
+        inputs = torch.cat([view.stream.visible, view.stream.features], dim=-1)[-VOTE_STEPS:].flatten(0, 1)
+        proposals = torch.stack([propose_actions(self.member(name), inputs) for name in members])
+        return dict(zip(members, votes(self.member(voter), inputs, proposals).tolist(), strict=True))
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def trainer(self, member: str, round_index: int) -> Trainer:
+        """Return the training of ``member`` in round ``round_index``, on everything its group has collected."""
+        return Trainer(self, member, round_index)
+
+    def replay(self, member: str) -> tuple[Replay, NDArray[np.int64]]:
+        """Valid rows that ``member`` learns from, and the indices of those in which it acted itself."""
+        group = group_of(self.team, member)
+        allowed = (self._acted(groups_of(self.team)[group]) & self._nominal["valid"].astype(bool)).reshape(-1)
+        if group not in self._replays:
+            view = self.view(group)
+            self._replays[group] = build_replay(view.columns, view.stream).select(
+                torch.from_numpy(np.flatnonzero(allowed))
+            )
+        own = self._acted((member,)).reshape(-1)[allowed]
+        return self._replays[group], np.flatnonzero(own)
+
+    def peer_targets(self, member: str) -> torch.Tensor | None:
+        """Target critics of all other members, in fixed order; none where nothing is exchanged."""
+        if self.team.mode == "independent":
+            return None
+        return torch.cat([self.member(name).targets for name in self.team.members if name != member])
+
+    def member_gradients(self, member: str, round_index: int) -> MemberGradients:
+        """Gradients of the world model on windows that this member draws: prediction, and MAML's outer loop."""
+        group, config = group_of(self.team, member), self.team.world
+        world, scales = self.world(group), self.scales(group)
+        rng = generator(self.team.seed, round_index, "gradient", member)
+        arrays: dict[str, NDArray[np.generic]] = {}
+        if self.rows[NOMINAL] >= config.window:
+            view, number = self.view(group), config.gradients_per_round
+            windows = sample_windows(
+                view.columns, view.stream.states, rng, number * config.windows_per_batch, config.window
+            )
+            arrays["prediction"] = prediction_gradients(world, windows, scales, number)
+        if self._num_stretches:
+            shifted = self.view(group, SHIFTED)
+            gradients = []
+            for _ in range(config.meta_gradients_per_round):
+                support, query = self._task_windows(shifted, rng, config.meta_tasks)
+                gradients.append(meta_gradients(world, support, query, scales, config))
+            arrays["meta"] = np.concatenate(gradients)
+        return MemberGradients(arrays=arrays, num_samples=config.windows_per_batch * config.window)
+
+    def apply_to_world(
+        self, group: str, gradients: Arrays, round_index: int
+    ) -> tuple[bytes, Arrays, Mapping[str, Json]]:
+        """Return the next world model as a file, its encoder's weights, and how well the pinned one predicts.
+
+        Meta-gradients are applied after the prediction gradients, each in turn.
+        """
+        world, config = self.world(group), self.team.world
+        for kind in ("prediction", "meta"):
+            if kind in gradients:
+                world = apply_gradients(world, np.array(gradients[kind], np.float32), config)
+        weights = {name: value.numpy() for name, value in encoder_parameters(world).items()}
+        return save(world_to_arrays(world)), weights, self.world_quality(group, round_index)
+
+    def world_quality(self, group: str, round_index: int) -> dict[str, Json]:
+        """Return how the pinned world model predicts: relative to repeating the last value, and after inner steps."""
+        config, scales = self.team.world, self.scales(group)
+        rng = generator(self.team.seed, round_index, "quality", group)
+        quality: dict[str, Json] = {}
+        if self.rows[NOMINAL] >= config.window:
+            view = self.view(group)
+            windows = sample_windows(view.columns, view.stream.states, rng, QUALITY_WINDOWS, config.window)
+            found = prediction_error(self.world(group), windows, scales)
+            quality |= {"error": found["mse"], "persistence": found["persistence_mse"], "ratio": found["ratio"]}
+        if self._num_stretches:
+            shifted = self.view(group, SHIFTED)
+            support, query = self._task_windows(shifted, rng, QUALITY_WINDOWS)
+            before, after = adapted_loss(self.world(group), support, query, scales, config)
+            quality |= {"meta_before": before, "meta_after": after}
+        return quality
+
+    def _task_windows(self, view: View, rng: np.random.Generator, num_tasks: int) -> tuple[Windows, Windows]:
+        """Draw support and query windows of ``window / 2`` steps, side by side within one stretch under one task."""
+        half = self.team.world.window // 2
+        stretch = rng.integers(0, self._num_stretches, size=num_tasks)
+        offset = rng.integers(0, self._stretch_steps - 2 * half + 1, size=num_tasks)
+        environment = rng.integers(0, BLOCK_SIZE, size=num_tasks)
+        starts = np.stack([stretch * self._stretch_steps + offset, environment], axis=1)
+        return split_windows(cut_windows(view.columns, view.stream.states, starts, 2 * half), half)
+
+    @property
+    def _stretch_steps(self) -> int:
+        return self.team.rounds.shifted_steps // BLOCK_SIZE
+
+    @property
+    def _num_stretches(self) -> int:
+        """Whole stretches under shifted dynamics that are long enough for support and query."""
+        if self._stretch_steps < self.team.world.window:
+            return 0
+        return self.rows[SHIFTED] // self._stretch_steps
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def acting_weights(self, member: str) -> dict[str, NDArray[np.float32]]:
+        """Weights of a member's rollout policy."""
+        group = group_of(self.team, member)
+        return acting_weights(self.member(member), self.encoder(group), self.scales(group))
+
+    def seat_weights(self, seats: Sequence[str]) -> Arrays:
+        """Weights of all seated members, ``name/`` before each key."""
+        joined: dict[str, NDArray[np.generic]] = {}
+        for name in sorted(set(seats)):
+            joined |= prefixed(self.acting_weights(name), name)
+        return joined
+
+    def policy_state(self, seats: Sequence[str]) -> NDArray[np.float32]:
+        """State (E, S) from which the seated policies continue, as the pinned encoder computes it from the rows."""
+        states = [self.view(group_of(self.team, name)).stream.policy_state[e] for e, name in enumerate(seats)]
+        return np.stack(states)
+
+    def environment_snapshot(self) -> Arrays | None:
+        """Where the nominal environments stand; ``None`` before the first stretch."""
+        path = self._store.path(self.base, ENVIRONMENT_FILE)
+        return load_file(path) if path.exists() else None
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _nominal(self) -> dict[str, NDArray[np.generic]]:
+        return self._arrays(NOMINAL)
+
+    def _arrays(self, stream: str) -> dict[str, NDArray[np.generic]]:
+        return ExperienceReader(self._run_dir / "experience" / stream).columns(self.rows[stream])
+
+    def _acted(self, members: Sequence[str]) -> NDArray[np.bool_]:
+        """Mask (T, E) of the nominal rows in which one of ``members`` acted."""
+        return np.isin(self._nominal["member"], [self.team.members.index(name) for name in members])

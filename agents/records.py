@@ -1,0 +1,112 @@
+"""The files that the coordinator writes: checkpoints, metrics, final evaluation. Blocking; no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from agents.ledger import Ledger
+from swarm.checkpoint import CheckpointStore
+from swarm.messages import Evaluation, Json
+
+METRICS = "metrics.jsonl"
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """What a run directory holds as of its newest valid checkpoint; ``skipped`` names damaged ones."""
+
+    round_index: int
+    rows: Mapping[str, int]
+    ledger: Ledger
+    summary: Mapping[str, Json]
+    skipped: tuple[str, ...]
+
+
+class RunRecords:
+    """Writer of one run directory."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.store = CheckpointStore(run_dir)
+        self._environment: Json = None
+
+    def recover(self) -> Committed | None:
+        """Return the newest committed round, with later metrics cut off; ``None`` for a fresh directory.
+
+        Raises:
+            CheckpointError: checkpoints exist, but none is valid.
+        """
+        manifest, skipped = self.store.latest()
+        if manifest is None:
+            return None
+        state = self.store.load_ledger(manifest)
+        summary = cast(Mapping[str, Json], state["summary"])
+        self._environment = state["environment"]
+        self._cut_metrics(manifest.round_index, summary)
+        return Committed(
+            round_index=manifest.round_index,
+            rows=manifest.rows,
+            ledger=Ledger.from_json(cast(Mapping[str, Json], state["ledger"])),
+            summary=summary,
+            skipped=tuple(f"checkpoint {row.path.name} was skipped: {row.reason}" for row in skipped),
+        )
+
+    def commit(
+        self,
+        index: int,
+        files: Mapping[str, str],
+        rows: Mapping[str, int],
+        ledger: Ledger,
+        summary: Mapping[str, Json],
+        environment: Json,
+    ) -> None:
+        """Make round ``index`` the newest checkpoint and append its metrics.
+
+        Args:
+            files: staged file name → sha256.
+            environment: sizes of the environment; ``None`` keeps what was committed before.
+        """
+        self._environment = environment if environment is not None else self._environment
+        state: dict[str, Json] = {"ledger": ledger.to_json(), "summary": summary, "environment": self._environment}
+        self.store.commit(index, files, rows=rows, ledger=state)
+        with (self.run_dir / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(summary) + "\n")
+
+    def write_evaluation(self, label: str, evaluation: Evaluation, episodes: int) -> None:
+        """Enter the first ``episodes`` reported episodes under ``label`` (``before`` or ``after``)."""
+        path = self.run_dir / EVALUATION
+        data: dict[str, Json] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        data[label] = {
+            "member": next(iter(evaluation.scores)),
+            "version": evaluation.round_index,
+            "returns": cast(list[float], evaluation.details["returns"])[:episodes],
+            "distances": cast(list[float], evaluation.details["episode_distances"])[:episodes],
+            "lengths": cast(list[int], evaluation.details["lengths"])[:episodes],
+        }
+        _replace(path, json.dumps(data, indent=1))
+
+    def _cut_metrics(self, index: int, summary: Mapping[str, Json]) -> None:
+        path = self.run_dir / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _round_of(line) < index]
+        _replace(path, "".join(line + "\n" for line in [*kept, json.dumps(summary)]))
+
+
+def _round_of(line: str) -> int:
+    """Round of a metrics line; a torn last line sorts behind everything and is cut."""
+    try:
+        return cast(int, json.loads(line)["round_index"])
+    except (ValueError, KeyError, TypeError):
+        return 1 << 62
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,423 @@
+"""The coordinator's rounds: auctions, contracts, commit. Waiting shell around `agents.plan` and `agents.ledger`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import structlog
+
+from agents.auctions import seat_list, standardise
+from agents.config import TeamConfig
+from agents.ledger import Ledger, Standing
+from agents.plan import (
+    NOMINAL,
+    SHIFTED,
+    RoundPlan,
+    finished,
+    fixed_lots,
+    fixed_seats,
+    plan_round,
+)
+from agents.records import RunRecords
+from swarm.agent import AgentContext
+from swarm.errors import PeerLost, SwarmError, TaskFailed
+from swarm.messages import Ended, Evaluation, Json, Message, Proposal, RoundCommitted, Submission
+from swarm.policy import BLOCK_SIZE
+from swarm.topics import Topic
+
+ATTEMPTS = 3
+LEASE_S = 30.0
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class RoundResult:
+    """What the contracts of a round gave, gathered as they end.
+
+    Attributes:
+        files: staged file name → sha256.
+        performers: contract → agent that performed it.
+    """
+
+    seats: tuple[str, ...] = ()
+    lots: dict[str, int] = field(default_factory=dict)
+    bids: dict[str, dict[str, float]] = field(default_factory=dict)
+    votes: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    performers: dict[str, str] = field(default_factory=dict)
+    updates: int = 0
+    losses: dict[str, Json] = field(default_factory=dict)
+    collected: dict[str, Mapping[str, Json]] = field(default_factory=dict)
+    world: dict[str, Json] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    evaluation_steps: int = 0
+    adaptation: Mapping[str, Json] | None = None
+
+
+class TrainingRun:
+    """Drive one run from its newest committed round to the end of its budget.
+
+    Args:
+        team: what is trained.
+        context: the coordinator's context; its ``submit`` reaches the manager in the same process.
+        records: the files of the run: checkpoints, metrics, final evaluation.
+        lifetime: makes task ids of this life of the coordinator differ from those of earlier ones.
+    """
+
+    def __init__(self, team: TeamConfig, context: AgentContext, records: RunRecords, lifetime: int) -> None:
+        self.team = team
+        self.context = context
+        self.records = records
+        self.lifetime = lifetime
+        self.ledger = Ledger(best=team.members[0])
+        self.index = 0
+        self.rows: dict[str, int] = {NOMINAL: 0, SHIFTED: 0}
+        self.attempt = 0
+        self._started_s = time.monotonic()
+
+    async def drive(self) -> None:
+        """Train until the budget is spent, then evaluate. Raises ``SwarmError`` where a round fails for good."""
+        committed = await self.context.compute(self.records.recover)
+        if committed is None:
+            await self._initialise()
+        else:
+            self.index, self.rows, self.ledger = committed.round_index, dict(committed.rows), committed.ledger
+            if committed.skipped:
+                self.ledger = replace(self.ledger, incidents=(*self.ledger.incidents, *committed.skipped))
+            self.context.publish(
+                RoundCommitted(round_index=self.index, rows=self.rows, summary={**committed.summary, "resumed": True})
+            )
+        while not finished(self.team, self.ledger.env_steps):
+            await self._round()
+        await self._report()
+
+    # --- one round ----------------------------------------------------------------------------------------------------
+
+    async def _round(self) -> None:
+        plan = plan_round(self.team, self.index + 1, self.ledger.env_steps)
+        for self.attempt in range(ATTEMPTS):
+            try:
+                result = await self._perform(plan)
+                break
+            except* (TaskFailed, PeerLost) as group:
+                reasons = "; ".join(str(error) for error in _leaves(group))
+            incident = f"round {plan.index} was repeated: {reasons}"
+            log.warning("round_repeated", round=plan.index, attempt=self.attempt, reason=reasons)
+            self.ledger = replace(self.ledger, incidents=(*self.ledger.incidents, incident))
+        else:
+            raise SwarmError(
+                f"round {plan.index} failed {ATTEMPTS} times: {reasons}; "
+                f"round {self.index} is committed and the run can be resumed from it"
+            )
+        await self._commit(plan, result)
+
+    async def _perform(self, plan: RoundPlan) -> RoundResult:
+        result = RoundResult()
+        terms: dict[str, Json] = {"round": plan.index, "base": plan.base, "rows": dict(self.rows)}
+        if plan.random or not plan.exchange:
+            result.seats = fixed_seats(self.team, self.rows[NOMINAL])
+            result.lots = fixed_lots(self.team, plan)
+        else:
+            await self._auction_rights(plan, result, terms)
+        async with asyncio.TaskGroup() as group:
+            for stream in plan.steps:
+                group.create_task(self._collect(plan, stream, result, terms))
+            for member in self.team.members:
+                group.create_task(self._learn(plan, member, result, terms))
+            if "meta" in self.team.members and "state" in self.team.members:
+                group.create_task(self._model(plan, result, terms))
+            if plan.evaluate:
+                group.create_task(self._evaluate(plan, result))
+            if plan.index == 1:
+                group.create_task(self._evaluate_start(result))
+            if plan.adapt:
+                group.create_task(self._adapt(plan, result, terms))
+        return result
+
+    async def _auction_rights(self, plan: RoundPlan, result: RoundResult, terms: Mapping[str, Json]) -> None:
+        """Auction the seats of the block and the lots of updates among the members."""
+        facts: dict[str, Json] = {
+            **terms,
+            "voters": [name for name in self.team.members if name != "coordinator"],
+            "members": list(self.team.members),
+            "returns": {name: row.mean_return for name, row in self.ledger.standings.items()},
+        }
+        act = {**facts, "calibration": self.ledger.calibration("act")}
+        compute = {**facts, "calibration": self.ledger.calibration("compute")}
+        seats, lots = await asyncio.gather(
+            self._auction("act", BLOCK_SIZE, act), self._auction("compute", plan.lots, compute)
+        )
+        result.seats = seat_list(seats.units, BLOCK_SIZE)
+        result.lots = {name: lots.units.get(name, 0) for name in self.team.members}
+        result.bids = {"act": await self._bids(seats), "compute": await self._bids(lots)}
+        ballots = await self._votes(plan.index, cast(list[str], facts["voters"]))
+        result.votes = {
+            name: sum(ballot.scores[name] for ballot in ballots) / len(ballots) for name in self.team.members
+        }
+
+    async def _auction(self, kind: str, units: int, terms: Mapping[str, Json]) -> Ended:
+        task = self._task(kind, terms, units=units, awaited=self.team.members)
+        try:
+            async with asyncio.timeout(self.team.rounds.patience_s):
+                return await self.context.submit(task)
+        except TimeoutError:
+            proposals = await self._proposals_so_far(task.task_id)
+            raise PeerLost(
+                f"auction {kind!r} of round {terms['round']} stands open after {self.team.rounds.patience_s:g} s: "
+                f"proposals came from {', '.join(proposals) or 'nobody'}, "
+                f"{', '.join(sorted(set(self.team.members) - set(proposals)))} did not answer on topic 'proposals'"
+            ) from None
+
+    async def _proposals_so_far(self, task_id: str) -> list[str]:
+        found = []
+        for name in self.team.members:
+            try:
+                await self.context.gather(Topic.PROPOSALS, _proposal_key, [(task_id, name)], 0.0)
+            except PeerLost:
+                continue
+            found.append(name)
+        return found
+
+    async def _bids(self, ended: Ended) -> dict[str, float]:
+        """Return the highest bid of each winner, as it came over the bus."""
+        keys = [(ended.task_id, name) for name in ended.units]
+        found = await self.context.gather(Topic.PROPOSALS, _proposal_key, keys, self.team.rounds.patience_s)
+        return {name: cast(Proposal, found[ended.task_id, name]).values[0] for name in sorted(ended.units)}
+
+    async def _votes(self, index: int, voters: Sequence[str]) -> list[Evaluation]:
+        keys = [("vote", index, name) for name in voters]
+        found = await self.context.gather(Topic.EVALUATIONS, evaluation_key, keys, self.team.rounds.patience_s)
+        return [cast(Evaluation, found[key]) for key in keys]
+
+    async def _collect(self, plan: RoundPlan, stream: str, result: RoundResult, terms: Mapping[str, Json]) -> None:
+        ended = await self._contract(
+            "collect",
+            {
+                **terms,
+                "stream": stream,
+                "steps": plan.steps[stream] // BLOCK_SIZE,
+                "seats": list(result.seats),
+                "random": plan.random,
+            },
+            label=f"collect-{stream}",
+        )
+        outcome = _only(ended)
+        result.files.update(cast(Mapping[str, str], outcome["files"]))
+        result.collected[stream] = outcome
+
+    async def _learn(self, plan: RoundPlan, member: str, result: RoundResult, terms: Mapping[str, Json]) -> None:
+        lots = result.lots.get(member, 0)
+        ended = await self._contract(
+            "learn",
+            {**terms, "member": member, "updates": lots * self.team.rounds.lot, "loads": dict(result.lots)},
+            label=f"learn-{member}",
+        )
+        outcome = _only(ended)
+        result.files.update(cast(Mapping[str, str], outcome["files"]))
+        result.performers[member] = next(iter(ended.results))
+        result.updates += cast(int, outcome["updates"])
+        result.losses[member] = outcome["metrics"]
+
+    async def _model(self, plan: RoundPlan, result: RoundResult, terms: Mapping[str, Json]) -> None:
+        """Aggregate the members' gradients and apply them to the world models."""
+        shared = {**terms, "groups": {name: list(members) for name, members in plan.groups.items()}}
+        aggregated, modelled = await asyncio.gather(
+            self._contract("aggregate", shared), self._contract("model", shared)
+        )
+        result.files.update(cast(Mapping[str, str], _only(modelled)["files"]))
+        result.world = {**cast(Mapping[str, Json], _only(modelled)["world"]), **_only(aggregated)}
+
+    async def _evaluate(self, plan: RoundPlan, result: RoundResult) -> None:
+        found, steps = await self._evaluation(
+            plan.base, self.team.members, "selection", self.team.rounds.evaluation_blocks
+        )
+        result.evaluation = found
+        result.evaluation_steps += steps
+
+    async def _evaluate_start(self, result: RoundResult) -> None:
+        """Evaluate the untrained team's first member: the 'before' of the report."""
+        found, steps = await self._evaluation(0, self.team.members[:1], "before", self._report_blocks())
+        result.evaluation_steps += steps
+        self.records.write_evaluation("before", found, self.team.report_episodes)
+
+    async def _adapt(self, plan: RoundPlan, result: RoundResult, terms: Mapping[str, Json]) -> None:
+        result.adaptation = _only(await self._contract("adapt", {**terms, "member": self.ledger.best}))
+
+    async def _evaluation(
+        self, version: int, members: Sequence[str], purpose: str, blocks: int
+    ) -> tuple[Evaluation, int]:
+        """Have ``members`` evaluated at ``version``; the judgement itself comes over topic ``evaluations``."""
+        terms: dict[str, Json] = {
+            "round": self.index + 1,
+            "base": version,
+            "members": list(members),
+            "purpose": purpose,
+            "blocks": blocks,
+            "rows": dict(self.rows),
+        }
+        ended = await self._contract("evaluate", terms, label=f"evaluate-{purpose}")
+        key = (f"return-{purpose}", version, next(iter(ended.results)))
+        found = await self.context.gather(Topic.EVALUATIONS, evaluation_key, [key], self.team.rounds.patience_s)
+        return cast(Evaluation, found[key]), cast(int, _only(ended)["steps"])
+
+    async def _contract(self, kind: str, terms: Mapping[str, Json], *, label: str = "") -> Ended:
+        return await self.context.submit(self._task(kind, terms, label=label))
+
+    def _task(
+        self, kind: str, terms: Mapping[str, Json], *, label: str = "", units: int = 1, awaited: tuple[str, ...] = ()
+    ) -> Submission:
+        return Submission(
+            task_id=f"r{terms.get('round', 0)}.{self.lifetime}.{self.attempt}.{label or kind}",
+            kind=kind,
+            submitter="coordinator",
+            terms=terms,
+            units=units,
+            awaited=awaited,
+            lease_s=LEASE_S,
+            deadline_s=None,
+        )
+
+    # --- before, between and after ------------------------------------------------------------------------------------
+
+    async def _initialise(self) -> None:
+        """Round 0: fresh members and world models."""
+        outcome = _only(await self._contract("initialise", {"round": 0}))
+        files = cast(Mapping[str, str], outcome["files"])
+        summary = self._summary(0, None)
+        await self.context.compute(
+            self.records.commit, 0, files, self.rows, self.ledger, summary, outcome["environment"]
+        )
+        self.context.publish(RoundCommitted(round_index=0, rows=self.rows, summary=summary))
+
+    async def _commit(self, plan: RoundPlan, result: RoundResult) -> None:
+        self.rows = {
+            stream: rows + plan.steps.get(stream, 0) // BLOCK_SIZE for stream, rows in sorted(self.rows.items())
+        }
+        self.ledger = settle(self.ledger, plan, result, time.monotonic() - self._started_s)
+        self._started_s = time.monotonic()
+        summary = self._summary(plan.index, result)
+        await self.context.compute(self.records.commit, plan.index, result.files, self.rows, self.ledger, summary, None)
+        self.index = plan.index
+        self.context.publish(RoundCommitted(round_index=plan.index, rows=self.rows, summary=summary))
+
+    async def _report(self) -> None:
+        """Choose the member to deploy by selection episodes, then evaluate it on fresh ones."""
+        self.attempt = 0
+        selection, _ = await self._evaluation(
+            self.index, self.team.members, "final", max(2, self.team.rounds.evaluation_blocks)
+        )
+        best = max(sorted(selection.scores), key=lambda name: selection.scores[name])
+        found, _ = await self._evaluation(self.index, [best], "after", self._report_blocks())
+        self.records.write_evaluation("after", found, self.team.report_episodes)
+
+    def _report_blocks(self) -> int:
+        return -(-self.team.report_episodes // BLOCK_SIZE)
+
+    def _summary(self, index: int, result: RoundResult | None) -> dict[str, Json]:
+        ledger = self.ledger
+        best = ledger.standings.get(ledger.best)
+        summary: dict[str, Json] = {
+            "round_index": index,
+            "env_steps": ledger.env_steps,
+            "budget_steps": self.team.budget_steps,
+            "updates_total": ledger.updates,
+            "wall_s": ledger.wall_s,
+            "evaluation_steps": ledger.evaluation_steps,
+            "adaptation_steps": ledger.adaptation_steps,
+            "returns": {
+                name: ledger.standings[name].mean_return if name in ledger.standings else None
+                for name in self.team.members
+            },
+            "best": {
+                "member": ledger.best,
+                "return": best.mean_return if best else None,
+                "distance_m": best.distance_m if best else None,
+            },
+            "reputation": ledger.reputation(),
+            "lost": list(ledger.incidents),
+            "adaptation": {"accepted": ledger.accepted, "rejected": ledger.rejected, "last": None},
+        }
+        if result is not None:
+            summary |= {
+                "updates": result.updates,
+                "seats": {name: result.seats.count(name) for name in self.team.members},
+                "lots": result.lots,
+                "bids": result.bids,
+                "performers": result.performers,
+                "votes": result.votes,
+                "losses": result.losses,
+                "episodes": [
+                    episode for row in result.collected.values() for episode in cast(list[Json], row["episodes"])
+                ],
+                "world": result.world,
+            }
+            if result.adaptation is not None:
+                summary["adaptation"] = {
+                    "accepted": ledger.accepted,
+                    "rejected": ledger.rejected,
+                    "last": result.adaptation,
+                }
+        return summary
+
+
+def settle(ledger: Ledger, plan: RoundPlan, result: RoundResult, elapsed_s: float) -> Ledger:
+    """Return the ledger after a round: budget spent, bids scored, standings and adaptations entered. Pure."""
+    ledger = replace(
+        ledger,
+        env_steps=ledger.env_steps + plan.num_steps,
+        evaluation_steps=ledger.evaluation_steps + result.evaluation_steps,
+        updates=ledger.updates + result.updates,
+        wall_s=ledger.wall_s + elapsed_s,
+    )
+    for _member, agent in sorted(result.performers.items()):
+        ledger = ledger.with_outcome(agent, "learn", 1.0, 1.0)
+    rewards = cast(Mapping[str, float], result.collected[NOMINAL]["mean_rewards"])
+    if result.bids and len(rewards) >= 2:
+        for member, score in sorted(standardise(rewards).items()):
+            ledger = ledger.with_outcome(member, "act", 1.0, max(0.1, 1.0 + 0.5 * score))
+    if result.bids:
+        predicted = {name: bid * result.lots[name] for name, bid in result.bids["compute"].items()}
+        ledger = ledger.with_lots({name: n for name, n in result.lots.items() if n}, predicted)
+    if result.evaluation is not None:
+        distances = cast(Mapping[str, float], result.evaluation.details["distances"])
+        ledger = ledger.with_evaluation(
+            {
+                name: Standing(mean_return=score, distance_m=distances[name], round_index=plan.base)
+                for name, score in result.evaluation.scores.items()
+            }
+        )
+    if result.adaptation is not None:
+        accepted = bool(result.adaptation["accepted"])
+        ledger = replace(
+            ledger,
+            adaptation_steps=ledger.adaptation_steps + cast(int, result.adaptation["steps"]),
+            accepted=ledger.accepted + accepted,
+            rejected=ledger.rejected + (not accepted),
+        )
+    return ledger
+
+
+def evaluation_key(message: Message) -> tuple[str, int, str] | None:
+    """Key of an evaluation: what kind, of which round, by whom."""
+    if not isinstance(message, Evaluation):
+        return None
+    return message.kind, message.round_index, message.judge
+
+
+def _proposal_key(message: Message) -> tuple[str, str] | None:
+    return (message.task_id, message.agent) if isinstance(message, Proposal) else None
+
+
+def _only(ended: Ended) -> Mapping[str, Json]:
+    return next(iter(ended.results.values()))
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return leaves

@@ -1,0 +1,147 @@
+"""The general form of a simulation: any Gymnasium id with box spaces, stepped through its own class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from env_bridge.dynamics import shifted_model
+from env_bridge.physics import STATE, Crew, Outcome, check_state
+from env_bridge.robots.anatomy import Floats
+from env_bridge.tasks import has_nominal_dynamics, has_own_reward
+from swarm.environment import TaskParameters
+from swarm.errors import ConfigError
+
+DERIVED: Final = (
+    "xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "subtree_com",
+    "cinert", "cvel", "cacc", "cfrc_int", "cfrc_ext", "qacc", "qfrc_actuator", "qfrc_bias", "qfrc_constraint",
+    "actuator_force", "actuator_length", "actuator_velocity", "ten_length", "ten_velocity", "sensordata",
+)  # fmt: skip
+"""Arrays of ``MjData`` that observations and rewards read, and that lag the state by one physics step."""
+
+
+class GymSimulation:
+    """N environments made by ``gymnasium.make``, without its time limit.
+
+    MuJoCo's can be saved, restored and given other dynamics (not another reward). What a class keeps in Python besides
+    MuJoCo's state is not saved; none of Gymnasium's own keeps any that a step depends on.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, workers: int) -> None:
+        self._envs: list[gymnasium.Env[Any, Any]] = [
+            gymnasium.make(env_id, disable_env_checker=True, max_episode_steps=-1) for _ in range(num_envs)
+        ]
+        observation, action = self._envs[0].observation_space, self._envs[0].action_space
+        if not isinstance(observation, Box) or not isinstance(action, Box) or len(action.shape) != 1:
+            raise ConfigError(f"{env_id}: only environments with a flat box of actions and of observations can be used")
+        self._env_id = env_id
+        self._crew = Crew(workers)
+        self.num_envs = num_envs
+        self.action_low = action.low.astype(np.float64)
+        self.action_high = action.high.astype(np.float64)
+        self._mujoco = [env.unwrapped for env in self._envs if isinstance(env.unwrapped, MujocoEnv)]
+        self.model: mujoco.MjModel | None = self._mujoco[0].model if self._mujoco else None
+        self.timestep_s = float(self._mujoco[0].dt) if self._mujoco else 1.0
+        self._observation = np.zeros((num_envs, *observation.shape)).reshape(num_envs, -1)
+        self._reward = np.zeros(num_envs)
+        self._distance = np.zeros(num_envs)
+        self._terminated = np.zeros(num_envs, dtype=np.bool_)
+        self._truncated = np.zeros(num_envs, dtype=np.bool_)
+        for index in range(num_envs):  # Gymnasium refuses to step what was never reset, even after set_state
+            self.reset(index, np.random.default_rng(index))
+
+    def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
+        """Change dynamics. Raises ``ConfigError`` for a target velocity or direction, or where it is not MuJoCo."""
+        if not all(has_own_reward(task) for task in tasks):
+            raise ConfigError(
+                f"{self._env_id} has no target velocity or direction; "
+                "HalfCheetah, Ant, Humanoid, Walker2d and Hopper (v4, v5) have"
+            )
+        if self.model is None:
+            if not all(has_nominal_dynamics(task) for task in tasks):
+                raise ConfigError(f"{self._env_id} is not a MuJoCo environment: its dynamics cannot be shifted")
+            return
+        for env, task in zip(self._mujoco, tasks, strict=True):
+            env.model = shifted_model(self.model, task)
+
+    def reset(self, index: int, generator: np.random.Generator) -> None:
+        """Reset through the class, with ``generator`` as its ``np_random``."""
+        env = self._envs[index]
+        env.unwrapped.np_random = generator
+        observation, info = env.reset()
+        self._observation[index] = np.ravel(observation)
+        self._distance[index] = info.get("x_position", 0.0)
+
+    def step(self, action: NDArray[np.float32], indices: Sequence[int]) -> Outcome:
+        """Step through the class."""
+
+        def work(index: int) -> None:
+            observation, reward, terminated, truncated, info = self._envs[index].step(action[index])
+            self._observation[index] = np.ravel(observation)
+            self._reward[index] = reward
+            self._terminated[index], self._truncated[index] = terminated, truncated
+            self._distance[index] = info.get("x_position", self._distance[index])
+
+        self._crew.each(work, indices)
+        finite = np.isfinite(self._reward) & np.isfinite(self._observation).all(axis=1)
+        return Outcome(
+            reward=self._reward.copy(),
+            terminated=self._terminated.copy(),
+            truncated=self._truncated.copy(),
+            diverged=~finite,
+        )
+
+    def observe(self) -> Floats:
+        """Current observations (E, O), as float64."""
+        return self._observation.copy()
+
+    def distance(self) -> Floats:
+        """``x_position`` of the info where the environment reports it, else zeros."""
+        return self._distance.copy()
+
+    def qpos(self) -> Floats:
+        """Generalised positions (E, Q)."""
+        self._require_mujoco()
+        return np.stack([env.data.qpos for env in self._mujoco])
+
+    def _require_mujoco(self) -> None:
+        if self.model is None:
+            raise ConfigError(f"{self._env_id} is not a MuJoCo environment: its state cannot be read")
+
+    def get_state(self) -> dict[str, Floats]:
+        """Integration state and derived arrays of MuJoCo; empty for other environments."""
+        if self.model is None:
+            return {}
+        physics = np.zeros((self.num_envs, mujoco.mj_stateSize(self.model, STATE)))
+        for row, env in zip(physics, self._mujoco, strict=True):
+            mujoco.mj_getState(env.model, env.data, row, STATE)
+        state = {"physics": physics, "field.observation": self._observation.copy()}
+        state["field.distance"] = self._distance.copy()
+        for name in DERIVED:
+            state[f"field.{name}"] = np.stack([getattr(env.data, name) for env in self._mujoco])
+        return state
+
+    def set_state(self, state: Mapping[str, Floats]) -> None:
+        """Return to an earlier ``get_state``."""
+        self._require_mujoco()
+        check_state(state, {name: array.shape for name, array in self.get_state().items()})
+        for index, env in enumerate(self._mujoco):
+            mujoco.mj_resetData(env.model, env.data)
+            mujoco.mj_setState(env.model, env.data, state["physics"][index], STATE)
+            for name in DERIVED:
+                getattr(env.data, name)[...] = state[f"field.{name}"][index]
+        self._observation[...] = state["field.observation"]
+        self._distance[...] = state["field.distance"]
+
+    def close(self) -> None:
+        """Close the environments and end the stepping threads."""
+        self._crew.close()
+        for env in self._envs:
+            env.close()

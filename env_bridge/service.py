@@ -1,0 +1,161 @@
+"""What the bridge does for a request; knows nothing of sockets.
+
+Built environments are kept per (environment id, number), because compiling a model takes longer than a short rollout.
+Rollouts and descriptions are pure, so that asking again is harmless. A session (an environment that a client steps by
+itself) carries a turn number: a request that came twice is not stepped twice.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from env_bridge.gym_vector import BridgeVectorEnv
+from env_bridge.rollout import check_request, run_rollout
+from env_bridge.tasks import task_from_json
+from env_bridge.vector_env import VectorEnv
+from env_bridge.wire import Letter, letter_to_request, read, read_maps, read_optional, result_to_letter
+from swarm.errors import ActionError, ConfigError, SwarmError
+from swarm.messages import Json
+
+MAX_ENVIRONMENTS: Final = 4096
+MAX_KEPT: Final = 8
+MAX_SESSIONS: Final = 64
+
+
+class SessionLost(SwarmError):
+    """The session is not known (any more): the bridge was restarted, or too many newer ones were opened."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Session:
+    """An environment that a client steps by itself, and the number of its next request."""
+
+    env: BridgeVectorEnv
+    turn: int = 0
+
+
+class Service:
+    """Performs requests one after the other. Not thread-safe: one thread owns it."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._kept: OrderedDict[tuple[str, int], VectorEnv] = OrderedDict()
+        self._sessions: OrderedDict[tuple[bytes, str], Session] = OrderedDict()
+        self._operations: Mapping[str, Callable[[bytes, Letter], Letter]] = {
+            "describe": self._describe,
+            "make": self._make,
+            "reset": self._reset,
+            "step": self._step,
+            "get_state": self._get_state,
+            "set_state": self._set_state,
+            "close": self._close,
+        }
+
+    def perform(self, client: bytes, letter: Letter, should_stop: Callable[[], bool]) -> Letter:
+        """Do what ``letter`` asks.
+
+        Raises:
+            ConfigError: the request does not fit.
+            ActionError: an action is not finite.
+            SessionLost: the session of the request is gone.
+            RolloutCancelled: ``should_stop`` said so.
+        """
+        if letter.kind == "rollout":
+            return self._rollout(letter, should_stop)
+        operation = self._operations.get(letter.kind)
+        if operation is None:
+            raise ConfigError(f"unknown request {letter.kind!r}; known: rollout, {', '.join(self._operations)}")
+        return operation(client, letter)
+
+    def _environment(self, env_id: str, num_envs: int) -> VectorEnv:
+        key = (env_id, num_envs)
+        if key not in self._kept:
+            if num_envs > MAX_ENVIRONMENTS:
+                raise ConfigError(f"got {num_envs} environments; at most {MAX_ENVIRONMENTS}")
+            self._kept[key] = VectorEnv(env_id, num_envs, workers=self._workers)
+        self._kept.move_to_end(key)
+        while len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)[1].close()
+        return self._kept[key]
+
+    def _rollout(self, letter: Letter, should_stop: Callable[[], bool]) -> Letter:
+        request = letter_to_request(letter)
+        check_request(request)
+        env = self._environment(request.env_id, len(request.tasks))
+        return result_to_letter(run_rollout(request, env=env, should_stop=should_stop), letter.request_id)
+
+    def _describe(self, client: bytes, letter: Letter) -> Letter:
+        env = self._environment(read(letter.body, "env_id", str), 1)
+        env.set_time_limit(None)
+        return answer(letter, asdict(env.spec))
+
+    def _make(self, client: bytes, letter: Letter) -> Letter:
+        num_envs = read(letter.body, "num_envs", int)
+        if not 1 <= num_envs <= MAX_ENVIRONMENTS:
+            raise ConfigError(f"got num_envs={num_envs}; expected 1 to {MAX_ENVIRONMENTS}")
+        tasks = [task_from_json(task) for task in read_maps(letter.body, "tasks")]
+        env = BridgeVectorEnv(
+            read(letter.body, "env_id", str),
+            num_envs,
+            workers=self._workers,
+            max_episode_steps=read_optional(letter.body, "max_episode_steps"),
+            tasks=tasks or None,
+        )
+        self._sessions[client, read(letter.body, "session", str)] = Session(env=env)
+        while len(self._sessions) > MAX_SESSIONS:
+            self._sessions.popitem(last=False)[1].env.close()
+        return answer(letter, asdict(env.describe()))
+
+    def _session(self, client: bytes, letter: Letter) -> Session:
+        key = (client, read(letter.body, "session", str))
+        session, turn = self._sessions.get(key), read(letter.body, "turn", int)
+        if session is None:
+            raise SessionLost("the bridge does not know this session (it was restarted, or 64 newer ones were opened)")
+        if turn != session.turn:
+            raise SessionLost(f"the session is at request {session.turn}, this is request {turn}")
+        session.turn += 1
+        self._sessions.move_to_end(key)
+        return session
+
+    def _reset(self, client: bytes, letter: Letter) -> Letter:
+        session = self._session(client, letter)
+        observation, _ = session.env.reset(seed=read_optional(letter.body, "seed"))
+        return answer(letter, {}, observation=observation)
+
+    def _step(self, client: bytes, letter: Letter) -> Letter:
+        session = self._session(client, letter)
+        action = letter.arrays.get("action")
+        if action is None:
+            raise ConfigError("request 'step' came without its array 'action'")
+        observation, reward, terminated, truncated, _ = session.env.step(action.astype(np.float32, copy=False))
+        return answer(letter, {}, observation=observation, reward=reward, terminated=terminated, truncated=truncated)
+
+    def _get_state(self, client: bytes, letter: Letter) -> Letter:
+        return answer(letter, {}, **self._session(client, letter).env.get_state())
+
+    def _set_state(self, client: bytes, letter: Letter) -> Letter:
+        self._session(client, letter).env.set_state(letter.arrays)
+        return answer(letter, {})
+
+    def _close(self, client: bytes, letter: Letter) -> Letter:
+        session = self._sessions.pop((client, read(letter.body, "session", str)), None)
+        if session is not None:
+            session.env.close()
+        return answer(letter, {})
+
+
+def answer(letter: Letter, body: Mapping[str, Json], **arrays: NDArray[np.generic]) -> Letter:
+    """The reply ``ok`` to ``letter``."""
+    return Letter(kind="ok", request_id=letter.request_id, body=body, arrays=arrays)
+
+
+def error_kind(error: BaseException) -> str:
+    """How an error is called on the wire; ``error`` is a defect of the bridge."""
+    kinds = ((ActionError, "action-error"), (ConfigError, "config-error"), (SessionLost, "session-lost"))
+    return next((name for kind, name in kinds if isinstance(error, kind)), "error")

@@ -1,0 +1,168 @@
+"""The command ``swarm``: its arguments and exit codes. What a command does is in `scenarios.commands`.
+
+Nothing heavy is imported here, so that ``swarm --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+EXIT_FAILED: Final = 1
+EXIT_BAD_INPUT: Final = 2
+EXIT_INTERRUPTED: Final = 130
+EXIT_CODES: Final = (
+    "exit codes: 0 ok, 1 the run failed, 2 bad input, 130 interrupted (the last committed round is kept)"
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; `argparse` would print the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(EXIT_BAD_INPUT, f"swarm: error: {message}; see: {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: this process's) and return the exit code."""
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else EXIT_BAD_INPUT
+    from scenarios import commands
+    from swarm.errors import ConfigError, SwarmError
+
+    try:
+        return commands.COMMANDS[arguments.command](arguments)
+    except ConfigError as error:
+        print(f"swarm: error: {_one_line(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except SwarmError as error:
+        print(f"swarm: error: {_one_line(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output left, as in `swarm list | head -1`
+        sys.stderr.close()
+        return EXIT_FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = _Parser(
+        prog="swarm",
+        description="Train, adapt and judge a team of cooperating reinforcement-learning agents on MuJoCo.",
+        epilog=f"example: swarm run halfcheetah\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_run(commands)
+    _add_run_directory_commands(commands)
+    listing = _command(commands, "list", "List the scenarios that come with the package, and tasks.", "swarm list")
+    _add_json(listing)
+    doctor = _command(
+        commands, "doctor", "Check this machine: versions, cores, threads, rendering, ports, disk.", "swarm doctor"
+    )
+    _add_json(doctor)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
+    example = (
+        "swarm run halfcheetah --steps 20000 --seed 1\n"
+        "         swarm run smoke --set sac.learning_rate=1e-3 --set rounds.lot=50 --out trial"
+    )
+    run = _command(commands, "run", "Train a team as a scenario says, evaluate it and write a report.", example)
+    run.add_argument("scenario", metavar="SCENARIO", help="name of a preset (see: swarm list) or path of a .toml file")
+    run.add_argument("--task", metavar="ID", help="Gymnasium id to train on, such as Ant-v4")
+    run.add_argument(
+        "--agents",
+        metavar="NAMES",
+        help="specialists that take part, with commas, such as meta,adaptation,state; "
+        "the coordinator and the environment agent always do",
+    )
+    run.add_argument("--steps", metavar="N", help="budget of environment steps, all members together")
+    run.add_argument("--seed", metavar="N", help="seed of every random stream of the run")
+    run.add_argument("--processes", metavar="N", help="worker processes that host the agents")
+    run.add_argument("--mode", metavar="M", help="how members work together: collaborative or independent")
+    run.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="change any setting of the scenario; may be repeated",
+    )
+    run.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/NAME-SEED-DATE-TIME)")
+    _add_output(run)
+
+
+def _add_run_directory_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    resume = _command(
+        commands, "resume", "Continue a run from its last committed round.", "swarm resume runs/halfcheetah-0"
+    )
+    _add_directory(resume)
+    _add_output(resume)
+    evaluate = _command(
+        commands,
+        "evaluate",
+        "Run deterministic episodes of the trained policy and write the report anew.",
+        "swarm evaluate runs/halfcheetah-0 --episodes 20",
+    )
+    _add_directory(evaluate)
+    evaluate.add_argument("--episodes", metavar="N", type=_positive, default=10, help="how many (default: 10)")
+    _add_json(evaluate)
+    adapt = _command(
+        commands,
+        "adapt",
+        "Adapt the trained policy to changed dynamics at test time; accepted only if it re-evaluates better.",
+        "swarm adapt runs/halfcheetah-0 --shift gravity=1.5,friction=0.7",
+    )
+    _add_directory(adapt)
+    adapt.add_argument(
+        "--shift",
+        metavar="KEY=VALUE,…",
+        required=True,
+        help="factors on gravity, mass, friction, damping, actuator_gain; crippled=INDEX; velocity=M/S",
+    )
+    _add_json(adapt)
+    video = _command(commands, "video", "Film the trained policy to video.mp4.", "swarm video runs/halfcheetah-0")
+    _add_directory(video)
+
+
+def _command(commands: argparse._SubParsersAction[_Parser], name: str, purpose: str, example: str) -> _Parser:
+    return commands.add_parser(
+        name,
+        help=purpose,
+        description=purpose,
+        epilog=f"example: {example}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="DIR", type=Path, help="a run directory")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plain", action="store_true", help="plain lines instead of the live view")
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the result as JSON on standard output, all else on error")
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10000")
+    return number
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,251 @@
+"""What each command of ``swarm`` does: resolve, run under an observer, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import structlog
+from rich.console import Console
+from rich.table import Table
+
+from scenarios.live_view import LiveView, PlainView
+from scenarios.observer import Observers, RunOutcome
+from scenarios.recorders import EventLog, TensorboardLog
+from scenarios.report import print_summary, write_report
+from scenarios.run_directory import DEFAULT_ROOT, RunDirectory, default_path
+from scenarios.run_records import read_history
+from scenarios.scenario import KNOWN_TASKS, Scenario, list_presets, load_preset, load_scenario
+from scenarios.session import run_interruptibly
+from swarm.environment import TaskParameters
+from swarm.errors import ConfigError, SwarmError
+
+ReturnT = TypeVar("ReturnT")
+DIRECT_OPTIONS: Final = (
+    ("steps", "budget_steps"),
+    ("seed", "seed"),
+    ("processes", "processes"),
+    ("mode", "mode"),
+)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train as the scenario says."""
+    scenario = resolve(arguments)
+    created = RunDirectory.create(arguments.out or default_path(scenario, datetime.now()), scenario)
+    return _train(created, arguments, resume=False)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Continue a run."""
+    return _train(RunDirectory.open(arguments.run_dir), arguments, resume=True)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate the trained policy; the report is written anew, with what the run itself reported."""
+    from scenarios.runner import evaluate_run
+
+    opened = RunDirectory.open(arguments.run_dir)
+    opened.require_checkpoint()
+    what = f"running {arguments.episodes} episodes of {opened.scenario().team.env_id}"
+    outcome = _briefly(evaluate_run(opened.path, episodes=arguments.episodes), what)
+    write_report(opened)
+    if arguments.json:
+        _print_json(asdict(outcome))
+        return 0
+    table = Table(title=f"{outcome.member} as of round {outcome.round_index}", title_justify="left")
+    for heading in ("episode", "return", "distance (m)", "length"):
+        table.add_column(heading, justify="right")
+    rows = zip(outcome.returns, outcome.distances, outcome.lengths, strict=True)
+    for number, (total, distance, length) in enumerate(rows, start=1):
+        table.add_row(str(number), f"{total:.1f}", f"{distance:.1f}", str(length))
+    table.add_section()
+    count = len(outcome.returns)
+    table.add_row("mean", f"{sum(outcome.returns) / count:.1f}", f"{sum(outcome.distances) / count:.1f}", "")
+    Console().print(table)
+    return 0
+
+
+def adapt(arguments: argparse.Namespace) -> int:
+    """Adapt the trained policy to a shift."""
+    from env_bridge import parse_shift
+    from scenarios.runner import adapt_run
+
+    shift = parse_shift(arguments.shift)
+    if shift == TaskParameters():
+        raise ConfigError(f"--shift {arguments.shift!r} changes nothing; write for example --shift gravity=1.5")
+    opened = RunDirectory.open(arguments.run_dir)
+    opened.require_checkpoint()
+    outcome = _briefly(adapt_run(opened.path, shift), f"adapting to {arguments.shift}")
+    if arguments.json:
+        _print_json(asdict(outcome))
+        return 0
+    changed = ", ".join(f"{name} {value:g}" for name, value in outcome.shift.items())
+    verdict = "accepted" if outcome.accepted else "rejected: the policy stays as it was"
+    Console().print(
+        f"{changed}: return {outcome.before:.1f} before, {outcome.after:.1f} after adapting {outcome.member} "
+        f"({outcome.steps} environment steps of probes): {verdict}",
+        highlight=False,
+        markup=False,
+    )
+    return 0
+
+
+def video(arguments: argparse.Namespace) -> int:
+    """Film the trained policy."""
+    from scenarios.runner import video_run
+
+    opened = RunDirectory.open(arguments.run_dir)
+    opened.require_checkpoint()
+    path = _briefly(video_run(opened.path), "filming the trained policy")
+    Console().print(f"wrote {path}", highlight=False, markup=False)
+    return 0
+
+
+def list_scenarios(arguments: argparse.Namespace) -> int:
+    """List presets and tasks."""
+    presets = [load_preset(name) for name in list_presets()]
+    if arguments.json:
+        _print_json({"scenarios": [preset.to_mapping() for preset in presets], "tasks": list(KNOWN_TASKS)})
+        return 0
+    table = Table(box=None, header_style="dim")
+    for heading in ("scenario", "task", "steps", "what"):
+        table.add_column(heading, overflow="fold")
+    for preset in presets:
+        team = preset.team
+        table.add_row(preset.name, team.env_id, f"{team.budget_steps:,}".replace(",", " "), preset.description)
+    console = Console()
+    console.print(table)
+    console.print(f"tasks for --task: {', '.join(KNOWN_TASKS)}, or any Gymnasium id with box spaces", highlight=False)
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Examine this machine."""
+    from scenarios.doctor import examine
+
+    findings = examine(DEFAULT_ROOT)
+    failed = any(finding.level == "fail" for finding in findings)
+    if arguments.json:
+        _print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
+        return int(failed)
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = Table(box=None, header_style="dim")
+    for heading in ("check", "", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        level = f"[{colours[finding.level]}]{finding.level}[/]"
+        table.add_row(finding.check, level, finding.found, finding.advice)
+    Console().print(table)
+    return int(failed)
+
+
+COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
+    "run": run,
+    "resume": resume,
+    "evaluate": evaluate,
+    "adapt": adapt,
+    "video": video,
+    "list": list_scenarios,
+    "doctor": doctor,
+}
+
+
+def resolve(arguments: argparse.Namespace) -> Scenario:
+    """Return the scenario that the options of ``swarm run`` describe; ``--set`` has the last word."""
+    scenario = load_scenario(arguments.scenario)
+    if arguments.task is not None:
+        scenario = scenario.with_task(arguments.task)
+    if arguments.agents is not None:
+        names = [name.strip() for name in arguments.agents.split(",") if name.strip()]
+        scenario, added = scenario.with_agents(names)
+        if added:
+            sys.stderr.write(f"swarm: note: {', '.join(added)} take part as well: no run works without\n")
+    direct = [
+        f"{key}={getattr(arguments, option)}"
+        for option, key in DIRECT_OPTIONS
+        if getattr(arguments, option) is not None
+    ]
+    return scenario.with_overrides([*direct, *arguments.overrides])
+
+
+def _train(run: RunDirectory, arguments: argparse.Namespace, *, resume: bool) -> int:
+    scenario = run.scenario()
+    console = Console(stderr=bool(arguments.json))
+    live = console.is_terminal and not arguments.plain and not arguments.json
+    view = LiveView(scenario, console) if live else PlainView(scenario, sys.stderr if arguments.json else sys.stdout)
+    with ExitStack() as stack:
+        log = stack.enter_context((run.path / "launcher.log").open("a", encoding="utf-8"))
+        structlog.configure(logger_factory=structlog.WriteLoggerFactory(log))
+        try:
+            outcome = run_interruptibly(_session(run, scenario, view, resume=resume), lambda: _say_interrupted(run))
+        except SwarmError:
+            if run.last_round() is not None:
+                write_report(run)
+            raise
+    write_report(run)
+    if arguments.json:
+        evaluation = read_history(run).evaluation
+        _print_json({**outcome.to_json(), "evaluation": evaluation, "report": str(run.report_file)})
+    else:
+        print_summary(run, console)
+        console.print(f"report:        {run.report_file}", highlight=False, markup=False, soft_wrap=True)
+    if outcome.status == "failed":
+        raise SwarmError(outcome.reason)
+    return 0
+
+
+async def _session(run: RunDirectory, scenario: Scenario, view: LiveView | PlainView, *, resume: bool) -> RunOutcome:
+    """Train, then film, under the view and all recorders."""
+    from scenarios.runner import run_scenario, video_run
+
+    with EventLog(run) as events, TensorboardLog(run) as curves:
+        observer = Observers((events, curves, view))
+        async with view:
+            outcome = await run_scenario(scenario, run.path, observer=observer, resume=resume)
+            if scenario.video and outcome.status == "done":
+                observer.on_phase("filming the trained policy")
+                try:
+                    await video_run(run.path)
+                except ConfigError as error:  # rendering is optional: the run is good without a film
+                    observer.on_phase(f"no video: {error}")
+                    sys.stderr.write(f"swarm: note: no video: {error}\n")
+    return outcome
+
+
+def _briefly(work: Coroutine[Any, Any, ReturnT], what: str) -> ReturnT:
+    """Run a short command; what it does, and warnings, go to standard error."""
+    structlog.configure(
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
+    sys.stderr.write(f"{what}...\n")
+    return run_interruptibly(work, lambda: None)
+
+
+def _say_interrupted(run: RunDirectory) -> None:
+    committed = run.last_round()
+    what = f"round {committed} is committed" if committed is not None else "no round was committed yet"
+    sys.stderr.write(f"\ninterrupted: {what}; go on with: swarm resume {run.path}\n")
+    sys.stderr.flush()
+
+
+def _print_json(value: object) -> None:
+    json.dump(value, sys.stdout, default=_plain, indent=1)
+    sys.stdout.write("\n")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, TaskParameters):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    raise TypeError(f"{type(value).__name__} has no JSON form")

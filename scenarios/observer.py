@@ -1,0 +1,161 @@
+"""What a runner tells while a run goes on, and what a run ends with. The live view and all recorders are observers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from swarm.bus import BusStatistics, Received
+from swarm.messages import Json
+
+ProcessEventKind = Literal["started", "exited", "restarted", "gave_up"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessEvent:
+    """Something that the supervisor did or saw.
+
+    Attributes:
+        name: of the process: a node, the broker or the bridge.
+        detail: why, for people.
+    """
+
+    name: str
+    kind: ProcessEventKind
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutcome:
+    """How a run ended.
+
+    Attributes:
+        run_dir: where everything is.
+        status: ``done``, or ``failed`` with a ``reason``. An interrupted run has no outcome; it raises.
+        round_index: newest committed round.
+        env_steps: training environment steps committed.
+        wall_s: wall time of this session.
+        weights_digest: sha256 over the newest checkpoint's weights; equal digests mean equal bits.
+        reason: why it failed.
+    """
+
+    run_dir: Path
+    status: Literal["done", "failed"]
+    round_index: int
+    env_steps: int
+    wall_s: float
+    weights_digest: str
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Json]:
+        """JSON-like form, for ``--json``."""
+        return {**asdict(self), "run_dir": str(self.run_dir)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationOutcome:
+    """Deterministic episodes of one member's policy.
+
+    Attributes:
+        member: whose policy acted.
+        round_index: version of its weights.
+        returns: undiscounted return per episode.
+        distances: forward distance per episode, in metres.
+        lengths: steps per episode.
+    """
+
+    member: str
+    round_index: int
+    returns: tuple[float, ...]
+    distances: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptationOutcome:
+    """One test-time adaptation, with its accept-if-better decision.
+
+    Attributes:
+        member: whose policy was adapted.
+        shift: the dynamics that were changed, by factor.
+        accepted: whether the adapted policy was better on the re-evaluation.
+        before: mean return of the probes without adaptation.
+        after: mean return of the re-evaluation with it.
+        steps: environment steps that the probes took.
+        details: what was changed.
+    """
+
+    member: str
+    shift: Mapping[str, float]
+    accepted: bool
+    before: float
+    after: float
+    steps: int
+    details: Mapping[str, Json] = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """Hears of a run on the event loop; methods return at once and never raise."""
+
+    def on_phase(self, text: str) -> None:
+        """Startup and closing work, a few words each: ``starting the broker``."""
+        ...
+
+    def on_message(self, received: Received) -> None:
+        """A message that the launcher's bus received."""
+        ...
+
+    def on_process(self, event: ProcessEvent) -> None:
+        """A process started, ended, was restarted or given up."""
+        ...
+
+    def on_statistics(self, statistics: BusStatistics) -> None:
+        """Counts of the launcher's bus, about once a second and once at the end."""
+        ...
+
+    def on_round(self, summary: Mapping[str, Json]) -> None:
+        """A round was committed (`swarm.messages.RoundCommitted.summary`)."""
+        ...
+
+    def on_end(self, outcome: RunOutcome) -> None:
+        """The run ended by itself."""
+        ...
+
+
+class Observers:
+    """Several observers as one, told in order."""
+
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        self._observers = tuple(observers)
+
+    def on_phase(self, text: str) -> None:
+        """Pass on."""
+        for observer in self._observers:
+            observer.on_phase(text)
+
+    def on_message(self, received: Received) -> None:
+        """Pass on."""
+        for observer in self._observers:
+            observer.on_message(received)
+
+    def on_process(self, event: ProcessEvent) -> None:
+        """Pass on."""
+        for observer in self._observers:
+            observer.on_process(event)
+
+    def on_statistics(self, statistics: BusStatistics) -> None:
+        """Pass on."""
+        for observer in self._observers:
+            observer.on_statistics(statistics)
+
+    def on_round(self, summary: Mapping[str, Json]) -> None:
+        """Pass on."""
+        for observer in self._observers:
+            observer.on_round(summary)
+
+    def on_end(self, outcome: RunOutcome) -> None:
+        """Pass on."""
+        for observer in self._observers:
+            observer.on_end(outcome)

@@ -1,0 +1,409 @@
+"""Sequencing and retention, both ends, without sockets or clocks: who published what, what is missing, what to ask for.
+
+A stream is what one life (incarnation) of one publisher sends on one topic; its messages are numbered from 0. The
+publisher keeps a `Ring` (reliable) or the `LatestValues` (latest); each subscription keeps one reading side per stream:
+`InOrder`, `NewestPerKey` or `Passing`. Times are arguments, in seconds of any monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairConfig:
+    """How a reader mends its gaps.
+
+    Attributes:
+        grace_s: how long a gap may last before it is asked about (it may just be reordering).
+        retry_s: wait before asking again; doubles up to 16 times as much.
+        window: messages asked for at a time, so that repairing a long gap cannot overflow the path again.
+        max_attempts: questions about one gap, after which it counts as lost.
+        waiting: messages that may wait behind a gap; what comes beyond is asked for later.
+    """
+
+    grace_s: float = 0.005
+    retry_s: float = 0.25
+    window: int = 512
+    max_attempts: int = 12
+    waiting: int = 2048
+
+
+# --- the publisher's side ---------------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple, Generic[ItemT]):
+    """One retained message."""
+
+    sequence: int
+    item: ItemT
+    num_bytes: int
+
+
+class Readers:
+    """Up to where each known reader has taken one stream."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    def acknowledge(self, reader: str, taken: int) -> None:
+        """``reader`` has everything below ``taken``. A smaller number than before means that it restarted."""
+        self._taken[reader] = taken
+
+    def waive(self, reader: str) -> None:
+        """``reader`` is gone or claims nothing: it holds nobody up."""
+        self._taken.pop(reader, None)
+
+    def slowest(self, is_alive: Callable[[str], bool]) -> tuple[str, int] | None:
+        """Return (reader, taken) of the one furthest behind; readers that are not alive are forgotten."""
+        for reader in [name for name in self._taken if not is_alive(name)]:
+            del self._taken[reader]
+        if not self._taken:
+            return None
+        reader = min(self._taken, key=lambda name: (self._taken[name], name))
+        return reader, self._taken[reader]
+
+
+class Ring(Generic[ItemT]):
+    """The retained messages of one reliable stream, bounded in bytes.
+
+    Old messages leave first, and only those that every known reader has. Its last message stays whatever its size.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.num_bytes = 0
+        self.next = 0
+        self._entries: deque[Entry[ItemT]] = deque()
+
+    @property
+    def oldest(self) -> int:
+        """Sequence number of the first retained message; ``next`` where there is none."""
+        return self._entries[0].sequence if self._entries else self.next
+
+    def is_full(self, taken: int | None) -> bool:
+        """Return whether even what no reader needs any more leaves no room. ``taken``: of the slowest; None: no reader."""
+        self._evict(self.limit_bytes - 1, taken)
+        return self.num_bytes >= self.limit_bytes
+
+    def append(self, item: ItemT, num_bytes: int, taken: int | None) -> int:
+        """Retain the stream's next message; return its sequence number. Ask `is_full` before."""
+        self._evict(self.limit_bytes - num_bytes, taken)
+        sequence = self.next
+        self._entries.append(Entry(sequence, item, num_bytes))
+        self.num_bytes += num_bytes
+        self.next += 1
+        return sequence
+
+    def _evict(self, room_above: int, taken: int | None) -> None:
+        while self._entries and self.num_bytes > room_above:
+            if taken is not None and self._entries[0].sequence >= taken:
+                return
+            self.num_bytes -= self._entries.popleft().num_bytes
+
+    def between(self, first: int, until: int) -> list[Entry[ItemT]]:
+        """Return the retained messages with first <= sequence < until."""
+        start = max(first - self.oldest, 0)
+        stop = min(until - self.oldest, len(self._entries))
+        if stop - start < len(self._entries) // 4:
+            return [self._entries[index] for index in range(start, stop)]
+        return [entry for entry in self._entries if first <= entry.sequence < until]
+
+
+class LatestValues(Generic[ItemT]):
+    """The last message per key of one stream."""
+
+    def __init__(self, max_keys: int = 4096) -> None:
+        self.num_bytes = 0
+        self.next = 0
+        self._max_keys = max_keys
+        self._by_key: dict[Hashable, Entry[ItemT]] = {}
+
+    def append(self, key: Hashable, item: ItemT, num_bytes: int) -> int:
+        """Keep ``item`` as the value of ``key``; beyond the cap of keys, the key that changed longest ago is forgotten."""
+        replaced = self._by_key.pop(key, None)
+        if replaced is None and len(self._by_key) == self._max_keys:
+            replaced = self._by_key.pop(next(iter(self._by_key)))
+        sequence = self.next
+        self._by_key[key] = Entry(sequence, item, num_bytes)
+        self.num_bytes += num_bytes - (replaced.num_bytes if replaced else 0)
+        self.next += 1
+        return sequence
+
+    def between(self, first: int, until: int) -> list[Entry[ItemT]]:
+        """Return the last values with first <= sequence < until, oldest first."""
+        return [entry for entry in self._by_key.values() if first <= entry.sequence < until]
+
+
+# --- the reader's side ------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class StreamCounts:
+    """What a reading side saw, since it began."""
+
+    duplicates: int = 0
+    gaps: int = 0
+    repaired: int = 0
+    lost: int = 0
+    dropped: int = 0
+
+
+class Gap(NamedTuple):
+    """``count`` messages will never arrive."""
+
+    count: int
+
+
+@dataclass(slots=True)
+class _Asking:
+    """Which gap was asked about, and when to ask (again)."""
+
+    config: RepairConfig
+    due: float | None = None
+    attempts: int = 0
+
+    def notice(self, now: float) -> None:
+        if self.due is None:
+            self.due = now + self.config.grace_s
+
+    def again(self, now: float) -> None:
+        self.due = now
+
+    def asked(self, now: float) -> None:
+        self.due = now + self.config.retry_s * 2 ** min(self.attempts, 4)
+        self.attempts += 1
+
+    def mended(self) -> None:
+        self.due, self.attempts = None, 0
+
+
+@dataclass(slots=True)
+class InOrder(Generic[ItemT]):
+    """One reliable stream: everything once, in order, from ``next`` on; or a `Gap` that says how much is missing.
+
+    Attributes:
+        next: the message that comes next.
+        end: messages below this one are known to exist.
+        from_history: the stream began before this reader; what was forgotten before it asked is not a loss.
+        paused: nothing is taken until `resume`, because the inbox is full.
+    """
+
+    config: RepairConfig
+    next: int
+    from_history: bool = False
+    end: int = 0
+    paused: bool = False
+    counts: StreamCounts = field(default_factory=StreamCounts)
+    _waiting: dict[int, ItemT] = field(default_factory=dict)
+    _replayed: set[int] = field(default_factory=set)
+    _asking: _Asking = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._asking = _Asking(self.config)
+
+    def data(self, sequence: int, item: ItemT, now: float, *, replayed: bool = False) -> list[ItemT | Gap]:
+        """Take one message; return what may be delivered now, in order."""
+        if sequence < self.next or sequence in self._waiting:
+            self.counts.duplicates += 1
+            return []
+        known_end, self.end = self.end, max(self.end, sequence + 1)
+        if self.paused:
+            return []
+        if sequence > self.next:
+            self.counts.gaps += 0 if self.from_history else max(sequence - max(known_end, self.next), 0)
+            self._asking.notice(now)
+            if len(self._waiting) < self.config.waiting:
+                self._waiting[sequence] = item
+                if replayed:
+                    self._replayed.add(sequence)
+            return []
+        self.next += 1
+        self.counts.repaired += replayed
+        delivered: list[ItemT | Gap] = [item]
+        if self._waiting:
+            self._release(delivered)
+        self._settle(now)
+        return delivered
+
+    def ends_at(self, end: int, now: float) -> None:
+        """The publisher says that messages below ``end`` exist."""
+        if end > self.end:
+            self.counts.gaps += 0 if self.from_history else max(end - max(self.end, self.next), 0)
+            self.end = end
+        self._settle(now)
+
+    def answered(self, gone_until: int, until: int, now: float) -> list[ItemT | Gap]:
+        """The publisher has replayed what it retains below ``until``; what came before ``gone_until`` is gone."""
+        if self.paused:
+            return []
+        delivered: list[ItemT | Gap] = []
+        if gone_until > self.next:
+            if self.from_history:
+                self.next = min(gone_until, min(self._waiting, default=gone_until))
+            self.end = max(self.end, gone_until)
+            self._skip_to(gone_until, delivered)
+            self._release(delivered)
+        self.from_history = False
+        if self.next >= until:
+            self._asking.mended()
+            if self.next < self.end:
+                self._asking.again(now)
+        return delivered
+
+    def ask(self, now: float) -> tuple[int, int] | None:
+        """Return the range [first, until) to ask the publisher for, if one is due now."""
+        due = self._asking.due
+        if due is None or due > now or self.paused or (self.next >= self.end and not self.from_history):
+            return None
+        self._asking.asked(now)
+        until = min(
+            (sequence for sequence in self._waiting if sequence > self.next), default=max(self.end, self.next + 1)
+        )
+        return self.next, min(until, self.next + self.config.window)
+
+    @property
+    def due(self) -> float | None:
+        """When `ask` should be called next."""
+        return None if self.paused else self._asking.due
+
+    @property
+    def is_futile(self) -> bool:
+        """Whether the publisher was asked so often in vain that there is no hope."""
+        return self._asking.attempts > self.config.max_attempts
+
+    def begin(self, now: float) -> None:
+        """Ask for history at once."""
+        self._asking.again(now)
+
+    def pause(self) -> None:
+        """Take nothing any more; what waits behind a gap will be asked for again."""
+        self.paused = True
+        self._waiting.clear()
+        self._replayed.clear()
+
+    def resume(self, now: float) -> None:
+        """Go on where the stream was paused."""
+        self.paused = False
+        self._asking.mended()
+        if self.next < self.end:
+            self._asking.again(now)
+
+    def abandon(self) -> list[ItemT | Gap]:
+        """The publisher's life is over: return what waited, with gaps for what is missing between."""
+        delivered: list[ItemT | Gap] = []
+        self._skip_to(self.end, delivered)
+        self._asking.mended()
+        return delivered
+
+    def _skip_to(self, until: int, delivered: list[ItemT | Gap]) -> None:
+        missing = 0
+        while self.next < until:
+            item = self._waiting.pop(self.next, None)
+            if item is None:
+                missing += 1
+            else:
+                if missing:
+                    self._lose(missing, delivered)
+                    missing = 0
+                delivered.append(item)
+            self.next += 1
+        if missing:
+            self._lose(missing, delivered)
+
+    def _lose(self, count: int, delivered: list[ItemT | Gap]) -> None:
+        self.counts.lost += count
+        delivered.append(Gap(count))
+
+    def _release(self, delivered: list[ItemT | Gap]) -> None:
+        while self._waiting and self.next in self._waiting:
+            delivered.append(self._waiting.pop(self.next))
+            self.counts.repaired += self.next in self._replayed
+            self._replayed.discard(self.next)
+            self.next += 1
+
+    def _settle(self, now: float) -> None:
+        if self.next >= self.end and not self.from_history:
+            self._asking.mended()
+        else:
+            self._asking.notice(now)
+
+
+@dataclass(slots=True)
+class NewestPerKey(Generic[ItemT]):
+    """One stream of last values: per key never an older value after a newer one; the last one is never missed."""
+
+    config: RepairConfig
+    next: int = 0
+    end: int = 0
+    counts: StreamCounts = field(default_factory=StreamCounts)
+    _newest: dict[Hashable, int] = field(default_factory=dict)
+    _asking: _Asking = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._asking = _Asking(self.config)
+
+    def data(self, sequence: int, key: Hashable, now: float, *, replayed: bool = False) -> bool:
+        """Take note of one value; return whether it is the newest of its key."""
+        is_new = sequence > self._newest.get(key, -1)
+        if is_new:
+            self._newest[key] = sequence
+            self.counts.repaired += replayed
+        else:
+            self.counts.duplicates += 1
+        if not replayed:
+            if sequence == self.next:
+                self.next += 1
+            self.ends_at(sequence + 1, now)
+        return is_new
+
+    def ends_at(self, end: int, now: float) -> None:
+        """The publisher says that messages below ``end`` exist."""
+        if end > self.end:
+            self.counts.gaps += max(end - 1 - max(self.end, self.next), 0)
+            self.end = end
+        if self.next < self.end:
+            self._asking.notice(now)
+        else:
+            self._asking.mended()
+
+    def answered(self, until: int, now: float) -> None:
+        """The publisher has sent the last values below ``until``."""
+        self.next = max(self.next, until)
+        self._asking.mended()
+        self.ends_at(until, now)
+
+    def ask(self, now: float) -> tuple[int, int] | None:
+        """Return the range [first, until) to ask the publisher for, if one is due now."""
+        if self._asking.due is None or self._asking.due > now or self.next >= self.end:
+            return None
+        self._asking.asked(now)
+        return self.next, self.end
+
+    @property
+    def due(self) -> float | None:
+        """When `ask` should be called next."""
+        return self._asking.due
+
+
+@dataclass(slots=True)
+class Passing:
+    """One best-effort stream: whatever comes, once, never older after newer; what is missing is only counted."""
+
+    next: int
+    counts: StreamCounts = field(default_factory=StreamCounts)
+
+    def data(self, sequence: int) -> bool:
+        """Take note of one message; return whether it is to be delivered."""
+        if sequence < self.next:
+            self.counts.duplicates += 1
+            return False
+        self.counts.gaps += sequence - self.next
+        self.counts.lost += sequence - self.next
+        self.next = sequence + 1
+        return True

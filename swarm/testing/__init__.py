@@ -1,0 +1,1 @@
+"""Real parts for tests: simulations with seeded faults and checks of invariants. Nothing here is used in a run."""

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from scenarios.cli import main
+from scenarios.run_directory import RunDirectory
+from scenarios.scenario import load_preset
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run the command in this process; return its one error line, after checking that it is just that."""
+    code = main(argv)
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("swarm: error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run", "halfcheta"], "unknown scenario 'halfcheta'; did you mean 'halfcheetah'?"),
+        (["run", "../none.toml"], "scenario file '../none.toml' does not exist"),
+        (["run", "smoke", "--task", "Nope-v4"], "unknown environment 'Nope-v4'"),
+        (["run", "smoke", "--task", "HalfCheetah-v99"], "unknown environment 'HalfCheetah-v99'"),
+        (["run", "smoke", "--task", "../../etc"], "unknown environment '../../etc'"),
+        (["run", "smoke", "--steps", "-5"], "team.budget_steps is -5; expected at least 1"),
+        (["run", "smoke", "--steps", "many"], "team.budget_steps is 'many'; expected an integer"),
+        (["run", "smoke", "--steps", "1e400"], "team.budget_steps is '1e400'; expected an integer"),
+        (["run", "smoke", "--seed", "-1"], "team.seed is -1; expected at least 0"),
+        (["run", "smoke", "--processes", "0"], "processes is 0; expected at least 1"),
+        (["run", "smoke", "--mode", "telepathic"], "unknown mode 'telepathic'"),
+        (["run", "smoke", "--agents", "meta,oracle"], "unknown agent 'oracle'"),
+        (["run", "smoke", "--set", "sac.lerning_rate=1"], "did you mean 'sac.learning_rate'?"),
+        (["run", "smoke", "--set", "sac.learning_rate=nan"], "expected a finite number"),
+        (["run", "smoke", "--set", "nothing"], "override 'nothing' has no '='"),
+        (["run", "smoke", "--set", "name=../../x"], "expected 1 to 64 letters"),
+        (["run", "smoke", "--set", "team.agents=os:system,coordinator,environment"], "unknown agent 'os:system'"),
+        (["run", "smoke", "--speed", "9"], "unrecognized arguments: --speed 9"),
+        (["run"], "the following arguments are required: SCENARIO"),
+        ([], "the following arguments are required: COMMAND"),
+        (["rnu"], "invalid choice: 'rnu'"),
+        (["resume", "runs/none"], "run directory runs/none does not exist"),
+        (["resume", "."], "is not a run directory: it has no scenario.toml"),
+        (["evaluate", "runs/none"], "run directory runs/none does not exist"),
+        (["evaluate", ".", "--episodes", "0"], "'0' is not a number from 1 to 10000"),
+        (["adapt", ".", "--shift", "gravty=1.5"], "did you mean 'gravity'"),
+        (["adapt", ".", "--shift", "gravity=nan"], "gravity"),
+        (["adapt", ".", "--shift", ""], "changes nothing"),
+        (["adapt", "."], "the following arguments are required: --shift"),
+        (["video", "runs/none"], "run directory runs/none does not exist"),
+    ],
+)
+def test_wrong_command_line_is_refused_in_one_line_and_nothing_is_written(
+    capsys: pytest.CaptureFixture[str], argv: Sequence[str], message: str
+) -> None:
+    assert message in refused(capsys, *argv)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_folder_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("in the way", encoding="utf-8")
+    line = refused(capsys, "run", "smoke", "--out", "file/run")
+    assert "cannot write to file/run" in line
+    assert "--out" in line
+    assert "cannot write to file" in refused(capsys, "run", "smoke", "--out", "file")
+
+
+def test_folder_that_holds_something_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years of work", encoding="utf-8")
+    assert "mine is not empty" in refused(capsys, "run", "smoke", "--out", "mine")
+    assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
+
+
+def test_run_directory_without_a_committed_round_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    RunDirectory.create(Path("fresh"), load_preset("smoke"))
+    for argv in (["evaluate", "fresh"], ["video", "fresh"], ["adapt", "fresh", "--shift", "gravity=2"]):
+        assert "fresh has no committed round; continue it with: swarm resume fresh" in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize("damage", ["", "name = 3", "name = 'x'\nunknown = 1", "\x00\xff", "[team"])
+def test_damaged_scenario_of_a_run_is_named(capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    run = RunDirectory.create(Path("run"), load_preset("smoke"))
+    run.scenario_file.write_bytes(damage.encode("latin-1"))
+    assert "run/scenario.toml cannot be used" in refused(capsys, "resume", "run")
+
+
+def test_module_and_console_script_say_the_same_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "scenarios", "run", "smoke", "--mode", "telepathic"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == ("swarm: error: unknown mode 'telepathic'; known: collaborative, independent\n"), done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["resume"], ["evaluate"], ["adapt"], ["video"], ["list"], ["doctor"]])
+def test_every_help_has_an_example_and_exit_codes(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "example: swarm" in text
+    assert "exit codes: 0 ok" in text
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from scenarios.cli import main; main(['--help']); "
+        "print([m for m in ('torch', 'rich', 'numpy', 'zmq', 'mujoco', 'gymnasium') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_resolving_a_scenario_imports_no_torch_and_no_physics() -> None:
+    code = (
+        "import sys; from scenarios.commands import resolve; from scenarios.cli import build_parser; "
+        "resolve(build_parser().parse_args(['run', 'humanoid'])); "
+        "print([m for m in ('torch', 'mujoco', 'gymnasium', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_list_as_json_can_be_read_by_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [scenario["name"] for scenario in found["scenarios"]] == ["ant", "halfcheetah", "humanoid", "smoke"]
+    assert "Ant-v4" in found["tasks"]

@@ -1,0 +1,186 @@
+"""Task parameters: parsing, suites and their known effects on physics and reward."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import mujoco
+import numpy as np
+import pytest
+
+from env_bridge.rollout import run_rollout
+from env_bridge.tasks import NOMINAL, SUITES, parse_shift, suite, task_from_json, task_to_json
+from env_bridge.vector_env import VectorEnv
+from swarm.environment import RolloutRequest, TaskParameters
+from swarm.errors import ConfigError
+
+
+def test_shift_is_read_from_key_value_pairs() -> None:
+    assert parse_shift("gravity=1.5, friction=0.5") == TaskParameters(gravity=1.5, friction=0.5)
+    assert parse_shift("crippled=2,velocity=-1") == TaskParameters(crippled=2, velocity=-1.0)
+    assert parse_shift("") == NOMINAL
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gravty=1.5", "unknown task parameter 'gravty'; did you mean 'gravity'"),
+        ("gravity", "expected key=value"),
+        ("gravity=heavy", "expected a number"),
+        ("gravity=nan", "gravity=nan: expected a factor between 0 and 10"),
+        ("gravity=inf", "gravity=inf"),
+        ("mass=0", "mass=0: expected a factor between 0.05 and 20"),
+        ("crippled=1.5", "expected a whole number"),
+        ("crippled=-1", "crippled=-1"),
+        ("mass=2,mass=3", "twice"),
+    ],
+)
+def test_bad_shift_is_one_line_that_says_what_to_do(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_shift(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_task_survives_the_way_through_plain_data() -> None:
+    for name in SUITES:
+        for task in suite(name, count=12, seed=4):
+            assert task_from_json(task_to_json(task)) == task
+
+
+def test_boolean_is_no_number() -> None:
+    with pytest.raises(ConfigError, match="expected a number"):
+        task_from_json({"gravity": True})
+
+
+def test_suites_are_seeded_and_prefixes_agree() -> None:
+    assert suite("shift-train", count=20, seed=1)[:5] == suite("shift-train", count=5, seed=1)
+    assert suite("shift-train", count=5, seed=1) != suite("shift-train", count=5, seed=2)
+
+
+def test_train_and_test_halves_lie_in_disjoint_ranges() -> None:
+    train = [task.velocity for task in suite("halfcheetah-vel", count=200, seed=0, test=False)]
+    test = [task.velocity for task in suite("halfcheetah-vel", count=200, seed=0, test=True)]
+    assert all(value is not None and not 1.25 <= value < 1.75 for value in train)
+    assert all(value is not None and 1.25 <= value < 1.75 for value in test)
+    sectors = {
+        test: {
+            int((task.direction or 0.0) / (math.pi / 6)) % 2 for task in suite("ant-dir", count=99, seed=0, test=test)
+        }
+        for test in (False, True)
+    }
+    assert sectors == {False: {0}, True: {1}}
+
+
+def test_no_shift_for_testing_lies_inside_the_training_range_and_only_testing_cripples() -> None:
+    train = suite("shift-train", count=300, seed=0)
+    assert all(task.crippled is None for task in train)
+    low, high = 1.5**-2, 1.5**2
+    assert all(low <= task.gravity <= high and low <= task.mass <= high for task in train)
+    tested = suite("shift-test", count=60, seed=0)
+    for task in tested:
+        factors = (task.gravity, task.mass, task.friction, task.damping)
+        outside = any(not low <= factor <= high for factor in factors)
+        assert outside or task.actuator_gain < 0.7 or task.crippled is not None
+    assert any(task.crippled is not None for task in tested)
+
+
+def test_unknown_suite_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'ant-dir'"):
+        suite("ant-dirs", count=1, seed=0)
+
+
+def test_parsing_imports_neither_mujoco_nor_gymnasium() -> None:
+    code = (
+        "import sys, env_bridge; from env_bridge.tasks import parse_shift; env_bridge.parse_shift('mass=2');"
+        "raise SystemExit(any(name in sys.modules for name in ('mujoco', 'gymnasium', 'zmq')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def fall(task: TaskParameters) -> float:
+    """Vertical acceleration of an ant that has just been let go in the air, in m/s²."""
+    env = VectorEnv("Ant-v4", 1)
+    env.set_tasks((task,))
+    env.reset()
+    simulation = env.simulation
+    model, data = simulation._models[0], simulation._datas[0]  # type: ignore[attr-defined]
+    mujoco.mj_resetData(model, data)
+    data.qpos[2] = 50.0
+    data.qpos[7:] = model.jnt_range[1:].mean(axis=1)  # inside all joint limits
+    mujoco.mj_forward(model, data)
+    return float(data.qacc[2])
+
+
+def test_gravity_scales_free_fall_and_mass_does_not() -> None:
+    assert fall(NOMINAL) == pytest.approx(-9.81)
+    assert fall(TaskParameters(gravity=1.5)) == pytest.approx(-9.81 * 1.5)
+    assert fall(TaskParameters(mass=2.0)) == pytest.approx(-9.81)
+
+
+def test_mass_scales_bodies_and_their_derived_constants() -> None:
+    env = VectorEnv("HalfCheetah-v4", 2)
+    env.set_tasks((NOMINAL, TaskParameters(mass=2.0)))
+    nominal, heavy = env.simulation._models  # type: ignore[attr-defined]
+    np.testing.assert_allclose(heavy.body_subtreemass, 2 * nominal.body_subtreemass)
+    np.testing.assert_allclose(heavy.body_inertia, 2 * nominal.body_inertia)
+    assert (heavy.dof_invweight0 < nominal.dof_invweight0).all()
+
+
+def test_other_factors_change_what_they_name_and_nominal_comes_back_to_the_bit() -> None:
+    env = VectorEnv("HalfCheetah-v4", 2)
+    pristine = env.simulation._models[0]  # type: ignore[attr-defined]
+    env.set_tasks((NOMINAL, TaskParameters(friction=0.5, damping=3.0, actuator_gain=0.5, crippled=1)))
+    shifted = env.simulation._models[1]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(shifted.geom_friction[:, 0], 0.5 * pristine.geom_friction[:, 0])
+    np.testing.assert_allclose(shifted.dof_damping, 3.0 * pristine.dof_damping)
+    gains = 0.5 * pristine.actuator_gainprm[:, 0]
+    gains[1] = 0.0
+    np.testing.assert_allclose(shifted.actuator_gainprm[:, 0], gains)
+    env.set_tasks((NOMINAL, NOMINAL))
+    assert env.simulation._models[1] is pristine  # type: ignore[attr-defined]
+
+
+def test_crippled_actuator_has_no_effect_and_the_others_have() -> None:
+    ends = []
+    for index in (0, 1):
+        env = VectorEnv("HalfCheetah-v4", 2)
+        env.set_tasks((TaskParameters(crippled=0),) * 2)
+        env.seed([1, 1])
+        env.reset()
+        action = np.zeros((2, 6), dtype=np.float32)
+        action[1, index] = 1.0
+        observation = env.step(action).observation
+        ends.append(bool((observation[0] == observation[1]).all()))
+    assert ends == [True, False]
+
+
+def rewards(env_id: str, task: TaskParameters) -> np.ndarray:
+    tasks = (task,) * 8
+    request = RolloutRequest(env_id=env_id, tasks=tasks, seed=0, num_steps=20, policy="random", noise_seed=1)
+    return run_rollout(request).columns["reward"].astype(np.float64)
+
+
+def test_target_velocity_replaces_the_forward_reward() -> None:
+    own = rewards("HalfCheetah-v4", NOMINAL)
+    task = RolloutRequest(
+        env_id="HalfCheetah-v4", tasks=(NOMINAL,) * 8, seed=0, num_steps=20, policy="random", noise_seed=1
+    )
+    action = run_rollout(task).columns["action"].astype(np.float64)
+    cost = 0.1 * np.square(action).sum(axis=2)
+    velocity = own + cost
+    np.testing.assert_allclose(
+        rewards("HalfCheetah-v4", TaskParameters(velocity=2.0)), -abs(velocity - 2) - cost, atol=1e-5
+    )
+
+
+def test_heading_backwards_turns_the_forward_reward_round() -> None:
+    forward = rewards("Ant-v4", NOMINAL)
+    backward = rewards("Ant-v4", TaskParameters(direction=math.pi))
+    same = rewards("Ant-v4", TaskParameters(direction=0.0))
+    np.testing.assert_array_equal(forward, same)
+    # forward = v + rest, backward = −v + rest, with the same rest: 1 − control cost, at most 1.
+    rest = (forward + backward) / 2
+    assert (rest <= 1.0).all()
+    assert (np.abs(forward - backward) > 0.01).any()

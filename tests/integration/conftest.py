@@ -1,0 +1,86 @@
+"""Training runs of the smoke scenario, small enough for every test machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from scenarios.observer import Observers, RunOutcome
+from scenarios.run_directory import RunDirectory
+from scenarios.runner import run_scenario
+from scenarios.scenario import Scenario, load_preset
+from swarm.bus import BusStatistics, Received
+from swarm.messages import Json
+
+
+@dataclass
+class Recorder:
+    """An observer that keeps what it hears and can call back after each round."""
+
+    rounds: list[Mapping[str, Json]] = field(default_factory=list)
+    processes: list[tuple[str, str]] = field(default_factory=list)
+    messages: dict[str, int] = field(default_factory=dict)
+    statistics: BusStatistics | None = None
+    after_round: Callable[[int], None] | None = None
+
+    def on_phase(self, text: str) -> None:
+        pass
+
+    def on_message(self, received: Received) -> None:
+        self.messages[received.topic.value] = self.messages.get(received.topic.value, 0) + 1
+
+    def on_process(self, event: object) -> None:
+        self.processes.append((event.name, event.kind))  # type: ignore[attr-defined]
+
+    def on_statistics(self, statistics: BusStatistics) -> None:
+        self.statistics = statistics
+
+    def on_round(self, summary: Mapping[str, Json]) -> None:
+        self.rounds.append(summary)
+        if self.after_round is not None:
+            self.after_round(int(summary["round_index"]))  # type: ignore[arg-type]
+
+    def on_end(self, outcome: RunOutcome) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that came to its end, and what was heard of it."""
+
+    outcome: RunOutcome
+    heard: Recorder
+    path: Path
+
+
+def smoke(*overrides: str) -> Scenario:
+    """The smoke scenario with overrides."""
+    return load_preset("smoke").with_overrides(list(overrides))
+
+
+def train(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    after_round: Callable[[int], None] | None = None,
+    resume: bool = False,
+) -> FinishedRun:
+    """Run the smoke scenario to its end in ``path``."""
+    scenario = smoke(*overrides)
+    if not resume:
+        RunDirectory.create(path, scenario)
+    heard = Recorder(after_round=after_round)
+    outcome = asyncio.run(run_scenario(scenario, path, observer=Observers([heard]), resume=resume))
+    return FinishedRun(outcome, heard, path)
+
+
+@pytest.fixture(scope="session")
+def reference_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """The run that others are compared with: two worker processes, one stepping worker."""
+    run = train(tmp_path_factory.mktemp("reference") / "run", ["processes=2", "workers=1"])
+    assert run.outcome.status == "done", run.outcome.reason
+    return run
