@@ -99,7 +99,7 @@ def drive(w: Parameters, inputs: Tensor) -> Tensor:
     """Return γ ⊙ B u, complex (…, N); γ = √(1 − |λ|²) keeps the state's variance near that of the input."""
     gamma = torch.sqrt(1 - torch.exp(-2 * torch.exp(w["nu"])))
     projected = inputs @ (w["input_w"] * gamma.repeat_interleave(2))
-    return torch.view_as_complex(projected.unflatten(-1, (-1, 2)))
+    return torch.view_as_complex(projected.view(*projected.shape[:-1], -1, 2))
 
 
 def readout(w: Parameters, states: Tensor, inputs: Tensor) -> Tensor:

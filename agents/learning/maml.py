@@ -80,7 +80,7 @@ def meta_gradients(
     return torch.stack(gradients).numpy()
 
 
-def adapted_losses(
+def adapted_loss(
     world: WorldState, support: Windows, query: Windows, scales: Scales, config: WorldConfig
 ) -> tuple[float, float]:
     """Return the mean loss on the query windows before and after the inner loop on their support windows."""

@@ -41,7 +41,7 @@ class ParameterLayout:
         views, offset = {}, 0
         for name, shape in self.shapes:
             end = offset + prod(shape)
-            views[name] = flat[..., offset:end].unflatten(-1, shape)
+            views[name] = flat[..., offset:end].view(*flat.shape[:-1], *shape)
             offset = end
         return views
 

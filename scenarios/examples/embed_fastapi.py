@@ -50,6 +50,13 @@ class Request(BaseModel):
     values: list[float] = Field(min_length=1, max_length=10_000)
 
 
+class Answer(BaseModel):
+    """Body of an answer."""
+
+    result: float
+    performed_by: str
+
+
 SWARMS: dict[str, Swarm] = {}
 
 
@@ -68,7 +75,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 @app.post("/{swarm_name}/{kind}")
-async def perform(swarm_name: str, kind: str, request: Request) -> dict[str, Json]:
+async def perform(swarm_name: str, kind: str, request: Request) -> Answer:
     """Have the named swarm auction the task, and answer with the winner's result."""
     if swarm_name not in SWARMS or kind not in Statistician.skills:
         raise HTTPException(404, f"no swarm {swarm_name!r} that can do {kind!r}")
@@ -77,4 +84,4 @@ async def perform(swarm_name: str, kind: str, request: Request) -> dict[str, Jso
     except TaskFailed as error:
         raise HTTPException(503, str(error)) from error
     ((agent, result),) = ended.results.items()
-    return {"result": result["result"], "performed_by": agent}
+    return Answer(result=cast(float, result["result"]), performed_by=agent)

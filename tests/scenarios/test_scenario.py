@@ -188,3 +188,10 @@ def test_every_known_task_is_registered_with_gymnasium() -> None:
 def test_no_setting_takes_an_absurd_number(path: str, number: float) -> None:
     with pytest.raises(ConfigError):
         load_preset("smoke").with_overrides([f"{path}={number}"])
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("halfcheetah", (17, 6)), ("ant", (27, 8)), ("humanoid", (376, 17))])
+def test_members_of_the_presets_have_fifty_to_fifty_four_thousand_parameters(name: str, sizes: tuple[int, int]) -> None:
+    from agents.member import count_parameters
+
+    assert 50_000 <= count_parameters(load_preset(name).team.member, *sizes) <= 54_000
