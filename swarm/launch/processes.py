@@ -101,7 +101,10 @@ def error_of(last_word: str) -> SwarmError:
 def _broker(team: Team, frontend: str, backend: str) -> ProcessSpec:
     return ProcessSpec(
         name="broker",
-        argv=(sys.executable, "-m", "swarm.broker", "--frontend", frontend, "--backend", backend),
+        argv=(
+            *(sys.executable, "-m", "swarm.broker"),
+            *("--frontend", frontend, "--backend", backend, "--parent-pid", str(os.getpid())),
+        ),
         env=_environment(),
         log_path=team.run_dir / "logs" / "broker.log",
     )

@@ -13,9 +13,17 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import FinishedRun, train
+from tests.integration.training_runs import FinishedRun, train
 
 pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def reference_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """The run that others are compared with: two worker processes, one stepping worker."""
+    run = train(tmp_path_factory.mktemp("reference") / "run", ["processes=2", "workers=1"])
+    assert run.outcome.status == "done", run.outcome.reason
+    return run
 
 
 def metrics(run: FinishedRun) -> list[Mapping[str, Any]]:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from scenarios.observer import Observers, RunOutcome
 from scenarios.run_directory import RunDirectory
 from scenarios.runner import run_scenario
@@ -76,11 +74,3 @@ def train(
     heard = Recorder(after_round=after_round)
     outcome = asyncio.run(run_scenario(scenario, path, observer=Observers([heard]), resume=resume))
     return FinishedRun(outcome, heard, path)
-
-
-@pytest.fixture(scope="session")
-def reference_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """The run that others are compared with: two worker processes, one stepping worker."""
-    run = train(tmp_path_factory.mktemp("reference") / "run", ["processes=2", "workers=1"])
-    assert run.outcome.status == "done", run.outcome.reason
-    return run
