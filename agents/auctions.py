@@ -13,6 +13,9 @@ from statistics import fmean, pstdev
 OPTIMISM = 0.5
 """Weight of the judges' disagreement in a member's score (optimism in the face of uncertainty)."""
 
+INCUMBENCY = 3.0
+"""Score of a member with twice the average experience, in standard deviations of votes."""
+
 
 def standardise(scores: Mapping[str, float]) -> dict[str, float]:
     """Return (score − mean) / standard deviation over members; all zero where they do not differ."""
@@ -39,24 +42,26 @@ def vote_scores(votes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 def strengths(
     votes: Mapping[str, Mapping[str, float]],
-    returns: Mapping[str, float],
+    shares: Mapping[str, float],
     calibration: Mapping[str, float],
     concentration: float,
 ) -> dict[str, float]:
     """Return the positive strength of each member.
 
+    Votes decide who leads first; after that, experience weighs more than votes, because a critic that had thousands of
+    updates gains more from the next lot than one that would have to begin, and because who acts should not change with
+    every noisy vote.
+
     Args:
         votes: as for `vote_scores`.
-        returns: latest evaluated return of each member; empty before the first evaluation.
+        shares: share of all updates that each member has had, in sum 1.
         calibration: what the member's earlier bids were worth, realised / predicted; 1 where unknown.
-        concentration: how strongly units follow the scores; 0 gives equal strengths.
+        concentration: how strongly units follow the scores; 0 leaves only the calibration.
     """
     scores = vote_scores(votes)
-    if len(returns) == len(scores):
-        evaluated = standardise(returns)
-        scores = {name: score + evaluated[name] for name, score in scores.items()}
     return {
-        name: math.exp(max(-8.0, min(8.0, concentration * score))) * calibration.get(name, 1.0)
+        name: math.exp(max(-8.0, min(8.0, concentration * (score + INCUMBENCY * (shares[name] * len(scores) - 1.0)))))
+        * calibration.get(name, 1.0)
         for name, score in scores.items()
     }
 

@@ -26,7 +26,7 @@ async def bid_for_rights(name: str, announcement: Announcement, context: AgentCo
     votes = {key[2]: cast(Evaluation, found[key]).scores for key in keys}
     strength = strengths(
         votes,
-        cast(Mapping[str, float], terms["returns"]),
+        cast(Mapping[str, float], terms["shares"]),
         cast(Mapping[str, float], terms["calibration"]),
         team.rounds.concentration,
     )[name]

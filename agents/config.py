@@ -68,8 +68,8 @@ class WorldConfig:
     gradients_per_round: int = 8
     windows_per_batch: int = 16
     context_size: int = 8
-    inner_learning_rate: float = 1e-2
-    inner_steps: int = 1
+    inner_learning_rate: float = 0.1
+    inner_steps: int = 2
     meta_tasks: int = 8
     meta_gradients_per_round: int = 2
     max_gradient_norm: float = 10.0

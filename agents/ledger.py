@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Self, cast
@@ -29,7 +29,7 @@ class Ledger:
         env_steps: training environment steps so far, summed over all members and streams.
         evaluation_steps: environment steps of evaluations, not part of the budget.
         adaptation_steps: environment steps of test-time probes, not part of the budget.
-        updates: SAC updates so far, summed over members.
+        updates: SAC updates so far, summed over members; ``trained``: the same per member.
         standings: latest evaluation per member.
         previous: the evaluation before it, against which gains are measured.
         lots_since: lots won per member since the latest evaluation.
@@ -45,6 +45,7 @@ class Ledger:
     evaluation_steps: int = 0
     adaptation_steps: int = 0
     updates: int = 0
+    trained: Mapping[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
     standings: Mapping[str, Standing] = field(default_factory=dict)
     previous: Mapping[str, float] = field(default_factory=dict)
@@ -79,6 +80,13 @@ class Ledger:
                 for agent, kinds in records.items()
             },
         )
+
+    def shares(self, members: Sequence[str]) -> dict[str, float]:
+        """Return each member's share of all updates so far; equal before the first."""
+        total = sum(self.trained.values())
+        if total == 0:
+            return dict.fromkeys(members, 1.0 / len(members))
+        return {name: self.trained.get(name, 0) / total for name in members}
 
     def calibration(self, kind: str) -> dict[str, float]:
         """Return realised / predicted per agent for ``kind``, kept within [0.5, 2]."""

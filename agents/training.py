@@ -144,7 +144,7 @@ class TrainingRun:
             **terms,
             "voters": [name for name in self.team.members if name != "coordinator"],
             "members": list(self.team.members),
-            "returns": {name: row.mean_return for name, row in self.ledger.standings.items()},
+            "shares": self.ledger.shares(self.team.members),
         }
         act = {**facts, "calibration": self.ledger.calibration("act")}
         compute = {**facts, "calibration": self.ledger.calibration("compute")}
@@ -297,7 +297,7 @@ class TrainingRun:
         self.rows = {
             stream: rows + plan.steps.get(stream, 0) // BLOCK_SIZE for stream, rows in sorted(self.rows.items())
         }
-        self.ledger = settle(self.ledger, plan, result, time.monotonic() - self._started_s)
+        self.ledger = settle(self.team, self.ledger, plan, result, time.monotonic() - self._started_s)
         self._started_s = time.monotonic()
         summary = self._summary(plan.index, result)
         await self.context.compute(self.records.commit, plan.index, result.files, self.rows, self.ledger, summary, None)
@@ -364,13 +364,16 @@ class TrainingRun:
         return summary
 
 
-def settle(ledger: Ledger, plan: RoundPlan, result: RoundResult, elapsed_s: float) -> Ledger:
+def settle(team: TeamConfig, ledger: Ledger, plan: RoundPlan, result: RoundResult, elapsed_s: float) -> Ledger:
     """Return the ledger after a round: budget spent, bids scored, standings and adaptations entered. Pure."""
     ledger = replace(
         ledger,
         env_steps=ledger.env_steps + plan.num_steps,
         evaluation_steps=ledger.evaluation_steps + result.evaluation_steps,
         updates=ledger.updates + result.updates,
+        trained={
+            name: ledger.trained.get(name, 0) + lots * team.rounds.lot for name, lots in sorted(result.lots.items())
+        },
         wall_s=ledger.wall_s + elapsed_s,
     )
     for _member, agent in sorted(result.performers.items()):

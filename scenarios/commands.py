@@ -185,8 +185,15 @@ def _train(run: RunDirectory, arguments: argparse.Namespace, *, resume: bool) ->
     with ExitStack() as stack:
         log = stack.enter_context((run.path / "launcher.log").open("a", encoding="utf-8"))
         structlog.configure(logger_factory=structlog.WriteLoggerFactory(log))
+        stack.callback(structlog.reset_defaults)
+        events = stack.enter_context(EventLog(run))
+
+        def on_interrupt() -> None:
+            events.close("interrupted")
+            _say_interrupted(run)
+
         try:
-            outcome = run_interruptibly(_session(run, scenario, view, resume=resume), lambda: _say_interrupted(run))
+            outcome = run_interruptibly(_session(run, scenario, events, view, resume=resume), on_interrupt)
         except SwarmError:
             if run.last_round() is not None:
                 write_report(run)
@@ -203,11 +210,13 @@ def _train(run: RunDirectory, arguments: argparse.Namespace, *, resume: bool) ->
     return 0
 
 
-async def _session(run: RunDirectory, scenario: Scenario, view: LiveView | PlainView, *, resume: bool) -> RunOutcome:
+async def _session(
+    run: RunDirectory, scenario: Scenario, events: EventLog, view: LiveView | PlainView, *, resume: bool
+) -> RunOutcome:
     """Train, then film, under the view and all recorders."""
     from scenarios.runner import run_scenario, video_run
 
-    with EventLog(run) as events, TensorboardLog(run) as curves:
+    with TensorboardLog(run) as curves:
         observer = Observers((events, curves, view))
         async with view:
             outcome = await run_scenario(scenario, run.path, observer=observer, resume=resume)

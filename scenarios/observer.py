@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from swarm.bus import BusStatistics, Received
 from swarm.messages import Json
 
-ProcessEventKind = Literal["started", "exited", "restarted", "gave_up"]
+ProcessEventKind = Literal["started", "ended", "exited", "restarted", "gave_up"]
+"""``ended``: its work was done; ``exited``: it should not have."""
+
+UNEVENTFUL: Final = ("started", "ended")
+"""Kinds of process events that are no incident."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,10 @@ class ProcessEvent:
     name: str
     kind: ProcessEventKind
     detail: str = ""
+
+    def to_text(self) -> str:
+        """In words, for people."""
+        return f"{self.name} {self.kind.replace('_', ' ')}" + (f": {self.detail}" if self.detail else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ def draw_learning(history: RunHistory) -> Figure | None:
         found = history.evaluation.get(label)
         if found and found["returns"]:
             mean = sum(found["returns"]) / len(found["returns"])
-            text = f"reported {label} training: {mean:.0f}"
+            text = f"reported {label} training: {mean:.{0 if abs(mean) >= 10 else 1}f}"
             axes.axhline(mean, color=colour, ls="--", lw=1.2, label=text, zorder=0)
             drawn = True
     if not drawn:
@@ -127,7 +127,7 @@ def draw_bids(history: RunHistory) -> Figure | None:
     readings: tuple[tuple[str, Callable[[Row, str], float | None]], ...] = (
         ("best bid for seats", lambda row, name: row["bids"].get("act", {}).get(name)),
         ("best bid for lots", lambda row, name: row["bids"].get("compute", {}).get(name)),
-        ("mean vote (critics' value)", lambda row, name: row.get("votes", {}).get(name)),
+        ("vote above the team's mean", _vote_above_mean),
     )
     for axes, (label, read) in zip(panels, readings, strict=True):
         for name, colour in zip(members, _colours(members), strict=True):
@@ -197,6 +197,12 @@ def _members(history: RunHistory) -> list[str]:
 
 def _colours(members: Sequence[str]) -> list[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(len(members))]
+
+
+def _vote_above_mean(row: Row, member: str) -> float | None:
+    """Critics value all members alike in the large; what decides is how they differ."""
+    votes = row.get("votes", {})
+    return votes[member] - sum(votes.values()) / len(votes) if member in votes else None
 
 
 def _evaluations(rounds: Sequence[Row], member: str) -> list[tuple[int, float]]:

@@ -31,8 +31,13 @@ class EventLog:
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: object) -> None:
-        if exc is not None:
-            self._write("session", "failed" if isinstance(exc, Exception) else "interrupted", detail=str(exc))
+        broken_off = None if exc is None else "failed" if isinstance(exc, Exception) else "interrupted"
+        self.close(broken_off, str(exc) if exc is not None else "")
+
+    def close(self, broken_off: str | None = None, detail: str = "") -> None:
+        """Write how the session broke off, if it did, and the last topic counts; later calls do nothing."""
+        if broken_off is not None:
+            self._write("session", broken_off, detail=detail)
         if self._statistics is not None:
             self._write(
                 "session",

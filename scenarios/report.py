@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -32,9 +33,9 @@ class Sheet:
 
     def to_rich(self) -> Table:
         """The table for a terminal."""
-        table = Table(title=self.title, title_justify="left", title_style="bold", header_style="dim")
+        table = Table(title=self.title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
         for number, heading in enumerate(self.headings):
-            table.add_column(heading, justify="left" if number == 0 else "right")
+            table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -127,16 +128,16 @@ def _result_sheet(history: RunHistory) -> Sheet:
             continue
         rows.append(
             (
-                f"{label} training",
+                label,
                 str(found["member"]),
                 str(len(found["returns"])),
                 _mean_and_deviation(found["returns"]),
-                f"{min(found['returns']):.0f} to {max(found['returns']):.0f}",
+                f"{min(found['returns']):.1f} to {max(found['returns']):.1f}",
                 _mean_and_deviation(found["distances"]),
                 f"{fmean(found['lengths']):.0f}" if found.get("lengths") else "",
             )
         )
-    headings = ("reported episodes", "policy", "episodes", "return", "range", "distance (m)", "length")
+    headings = ("training", "policy", "episodes", "return", "range", "distance (m)", "length")
     return Sheet("Return before and after", headings, tuple(rows))
 
 
@@ -157,27 +158,22 @@ def _agent_sheet(history: RunHistory) -> Sheet:
                 *(_number(reputation, kind) for kind in ("act", "compute", "learn")),
             )
         )
-    headings = (
-        "agent",
-        "seats won",
-        "lots won",
-        "training contracts",
-        "member's return",
-        "reputation: act",
-        "compute",
-        "learn",
-    )
-    return Sheet("Auctions won and reputation", headings, tuple(rows))
+    headings = ("agent", "seats", "lots", "trained", "return", "rep. act", "compute", "learn")
+    return Sheet("Seats and lots won at auction, contracts to train won, reputation (rep.)", headings, tuple(rows))
 
 
 def _topic_sheet(history: RunHistory) -> Sheet:
-    keys = ("received", "received_bytes", "duplicates", "gaps", "repaired", "lost", "dropped")
+    keys = ("duplicates", "gaps", "repaired", "lost", "dropped")
     rows = tuple(
-        (topic, *(f"{counts.get(key, 0):,}".replace(",", " ") for key in keys))
+        (
+            topic,
+            f"{counts.get('received', 0):,}".replace(",", " "),
+            f"{counts.get('received_bytes', 0) / 1000:,.0f}".replace(",", " "),
+            *(str(counts.get(key, 0)) for key in keys),
+        )
         for topic, counts in history.topics().items()
     )
-    headings = ("topic", "messages", "bytes", "duplicates", "gaps", "repaired", "lost", "dropped")
-    return Sheet("What each topic carried (heard by the launcher)", headings, rows)
+    return Sheet("What each topic carried (heard by the launcher)", ("topic", "messages", "kB", *keys), rows)
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scenarios.observer import UNEVENTFUL, ProcessEvent
 from scenarios.run_directory import RunDirectory
 from swarm.errors import CheckpointError
 
@@ -64,9 +65,9 @@ class RunHistory:
     def incidents(self) -> list[str]:
         """What was lost, restarted, repeated or rejected, in plain words, oldest first per source."""
         found = [
-            f"{event['name']} {event['kind'].replace('_', ' ')}" + (f": {event['detail']}" if event["detail"] else "")
+            ProcessEvent(name=event["name"], kind=event["kind"], detail=event["detail"]).to_text()
             for event in self.events
-            if event.get("source") == "process" and event["kind"] != "started"
+            if event.get("source") == "process" and event["kind"] not in UNEVENTFUL
         ]
         found += [str(text) for text in self.last.get("lost", ())]
         for topic, counts in self.topics().items():

@@ -89,6 +89,8 @@ async def _tick(swarm: Swarm, observer: Observer) -> None:
 
 
 def _note_of(event: supervisor.ProcessEvent) -> ProcessEvent:
+    if isinstance(event, Exited) and event.code == 0:
+        return ProcessEvent(name=event.name, kind="ended")
     if isinstance(event, Exited):
         return ProcessEvent(name=event.name, kind="exited", detail=event.how)
     if isinstance(event, Restarted):

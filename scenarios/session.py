@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 ReturnT = TypeVar("ReturnT")
-EXIT_WITHIN_S: Final = 1.9
+EXIT_WITHIN_S: Final = 1.3
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 

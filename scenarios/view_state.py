@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, cast
 
-from scenarios.observer import ProcessEvent, RunOutcome
+from scenarios.observer import UNEVENTFUL, ProcessEvent, RunOutcome
 from swarm.bus import BusStatistics, Received
 from swarm.messages import Award, Goodbye, Heartbeat, Hello, Json, PeerDown
 
@@ -177,8 +177,8 @@ class ViewState:
         self.processes[event.name] = event.kind
         if event.kind == "restarted":
             self.process_restarts[event.name] = self.process_restarts.get(event.name, 0) + 1
-        if event.kind != "started":
-            self.incidents.append(f"{event.name} {event.kind.replace('_', ' ')} {event.detail}".strip())
+        if event.kind not in UNEVENTFUL:
+            self.incidents.append(event.to_text())
 
     def _enter_round(self, summary: Mapping[str, Json], now: float) -> None:
         known = set(self.summary.get("lost", ()))

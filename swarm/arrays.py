@@ -56,7 +56,7 @@ def pack_arrays(arrays: object, path: str, frames: list[Frame]) -> dict[str, lis
 def _place(array: NDArray[np.generic], frames: list[Frame]) -> bytes | int:
     if array.nbytes < OWN_FRAME_BYTES:
         return array.tobytes()
-    frames.append(memoryview(array.reshape(-1).view(np.uint8)).toreadonly())
+    frames.append(array.reshape(-1).view(np.uint8).data.toreadonly())
     return len(frames) - 1
 
 

@@ -1,7 +1,7 @@
 """Messages as frames and back. MessagePack with every cap set; no pickle; sizes are checked before allocating.
 
-Frames of a message: ``[topic, header, body, array, …]``. Header: ``[sender, incarnation, sequence, type name]``. Body: the
-values of the dataclass's fields, in order. Arrays of `swarm.arrays.OWN_FRAME_BYTES` or more are frames of their own.
+Frames of a message: ``[topic, header, body, array, …]``. Header: ``[sender, incarnation, sequence, type name]``. Body:
+the values of the dataclass's fields, in order. Arrays of `swarm.arrays.OWN_FRAME_BYTES` or more have own frames.
 
 What any peer sends is either a valid message or a `CodecError` with a countable reason: never another exception.
 """

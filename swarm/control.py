@@ -1,7 +1,8 @@
 """What the buses of peers say to each other below the topics: handshake, beats, repair. Pure.
 
-Control frames are ``[prefix, header, body]`` and never reach a subscriber. Prefixes start with ``!``, which no topic does;
-the prefix of one peer ends with ``/``, so that ``!to/a/`` is no prefix of ``!to/ab/`` (ZeroMQ subscribes by prefix).
+Control frames are ``[prefix, header, body]`` and never reach a subscriber. Prefixes start with ``!``, which no topic
+does; the prefix of one peer ends with ``/``, so that
+``!to/a/`` is no prefix of ``!to/ab/`` (ZeroMQ subscribes by prefix).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One peer on the bus, synchronous: frames in, frames out, subscriptions filled. Transports are thin shells around it.
 
-Every peer receives every topic from the moment it joins, also those that nobody subscribed to yet: so it knows where each
-stream stands, and a subscription begins exactly where it was made. What comes back of its own is treated like the rest.
+Every peer receives every topic from the moment it joins, also those that nobody subscribed to yet: so it knows where
+each stream stands, and a subscription begins exactly where it was made. What comes back of its own is treated
+like the rest.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from swarm.arrays import Frame
+from swarm.bus import BusStatistics
 from swarm.bus_config import BusConfig, Faults
 from swarm.errors import BusClosed, PeerLost
 from swarm.inbox import Inbox
-from swarm.bus import BusStatistics
 from swarm.messages import Message
 from swarm.peer import Peer
 from swarm.publishing import Frames

@@ -87,7 +87,7 @@ class Ring(Generic[ItemT]):
         return self._entries[0].sequence if self._entries else self.next
 
     def is_full(self, taken: int | None) -> bool:
-        """Return whether even what no reader needs any more leaves no room. ``taken``: of the slowest; None: no reader."""
+        """Return whether it stays full without what all readers have; ``taken``: of the slowest, None: no reader."""
         self._evict(self.limit_bytes - 1, taken)
         return self.num_bytes >= self.limit_bytes
 
@@ -125,7 +125,7 @@ class LatestValues(Generic[ItemT]):
         self._by_key: dict[Hashable, Entry[ItemT]] = {}
 
     def append(self, key: Hashable, item: ItemT, num_bytes: int) -> int:
-        """Keep ``item`` as the value of ``key``; beyond the cap of keys, the key that changed longest ago is forgotten."""
+        """Keep ``item`` as the value of ``key``; beyond the cap, the key that changed longest ago is forgotten."""
         replaced = self._by_key.pop(key, None)
         if replaced is None and len(self._by_key) == self._max_keys:
             replaced = self._by_key.pop(next(iter(self._by_key)))
@@ -154,7 +154,8 @@ class StreamCounts:
     dropped: int = 0
 
 
-class Gap(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Gap:
     """``count`` messages will never arrive."""
 
     count: int

@@ -161,7 +161,7 @@ class Supervisor:
     ) -> None:
         self.events: deque[ProcessEvent] = deque(maxlen=MAX_EVENTS)
         self._policy = policy or RestartPolicy()
-        self._publish = publish
+        self._publish = publish or (lambda _: None)
         self._on_event = on_event
         self._children: dict[str, _Child] = {}
 
@@ -183,7 +183,7 @@ class Supervisor:
         self._children[spec.name] = child
         process = await self._spawn(child, 1)
         self._note(Started(name=spec.name, incarnation=1, process_id=process.pid))
-        child.task = asyncio.create_task(self._keep(child, process), name=f"supervise {spec.name}")
+        child.task = asyncio.create_task(self._watch_over(child, process), name=f"supervise {spec.name}")
 
     def process_id(self, name: str) -> int | None:
         """Return the id of the living process ``name``."""
@@ -239,6 +239,15 @@ class Supervisor:
             os.close(log_fd)
         return child.process
 
+    async def _watch_over(self, child: _Child, process: asyncio.subprocess.Process) -> None:
+        """Keep the process alive; whatever ends that is an event, never a lost exception of a task."""
+        try:
+            await self._keep(child, process)
+        except Exception as error:
+            log.exception("supervision_failed", process=child.spec.name)
+            reason = f"supervision of process {child.spec.name} failed: {type(error).__name__}: {error}"
+            self._note(GaveUp(name=child.spec.name, reason=reason))
+
     async def _keep(self, child: _Child, process: asyncio.subprocess.Process) -> None:
         clock = asyncio.get_running_loop()
         incarnation = 1
@@ -268,11 +277,12 @@ class Supervisor:
 
     def _mourn(self, spec: ProcessSpec, exited: Exited) -> None:
         """Tell everyone at once, before any heartbeat is missed."""
-        if self._publish is not None:
-            for agent in spec.agents:
-                self._publish(
-                    PeerDown(agent=agent, reason=f"process {spec.name} {exited.how}", restarting=exited.restarting)
-                )
+        for agent in spec.agents:
+            down = PeerDown(agent=agent, reason=f"process {spec.name} {exited.how}", restarting=exited.restarting)
+            try:
+                self._publish(down)
+            except SwarmError as error:  # the bus is not open yet, or not any more: heartbeats will tell
+                log.warning("death_not_published", agent=agent, reason=str(error))
         self._note(exited)
 
     def _reason(self, spec: ProcessSpec, exited: Exited) -> str:

@@ -1,7 +1,7 @@
 """Checks of message fields, built once per message type from its annotations. Pure; used by `swarm.codec`.
 
-A rule takes a value and the path to it, and returns the value as the dataclass wants it or raises `CodecError`. The same
-rules run before sending and after receiving, so that what one peer may send every peer accepts.
+A rule takes a value and the path to it, and returns the value as the dataclass wants it or raises `CodecError`. The
+same rules run before sending and after receiving, so that what one peer may send every peer accepts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The bus over ZeroMQ: a PUB socket to the broker's XSUB, a SUB socket to its XPUB, each owned by one object.
 
-Not ``zmq.asyncio``: that costs several awaits a message. The loop watches the SUB socket's file descriptor; on readiness
-the socket is drained until it is empty, within a bound, and the batch is handed over. The descriptor is edge-triggered
-(zmq_getsockopt(3), ZMQ_FD): whoever stops before EAGAIN must come back by himself.
+Not ``zmq.asyncio``: that costs several awaits a message. The loop watches the SUB socket's file descriptor; on
+readiness the socket is drained until it is empty, within a bound, and the batch is handed over. The descriptor is
+edge-triggered (zmq_getsockopt(3), ZMQ_FD): whoever stops before EAGAIN must come back by himself.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class ZmqBus:
                 ) from None
         for prefix in prefixes(self.name):
             self._receiving.setsockopt(zmq.SUBSCRIBE, prefix)
-        loop.add_reader(self._receiving.getsockopt(zmq.FD), self._drain)
+        loop.add_reader(self._receiving.FD, self._drain)
         loop.call_soon(self._drain)  # what became ready while subscribing gives no further edge
 
     async def _close(self, linger_s: float) -> None:
@@ -126,7 +126,7 @@ class ZmqBus:
         context, publishing, receiving = self._context, self._publishing, self._receiving
         self._context = self._publishing = self._receiving = None
         if receiving is not None and self._loop is not None:
-            self._loop.remove_reader(receiving.getsockopt(zmq.FD))
+            self._loop.remove_reader(receiving.FD)
             receiving.close(linger=0)
         if publishing is not None:
             publishing.close(linger=int(linger_s * 1000))
@@ -155,7 +155,7 @@ class ZmqBus:
                     break
             loop.call_soon(self._drain)
         except zmq.Again:
-            if socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if socket.poll(0, zmq.POLLIN):
                 loop.call_soon(self._drain)
         if batch:
             self._session.arrived(batch)

@@ -15,6 +15,7 @@ from agents.auctions import (
     vote_scores,
 )
 
+EVEN = {"a": 0.5, "b": 0.5}
 VOTES = {
     "meta": {"a": 10.0, "b": 20.0, "c": 30.0},
     "state": {"a": 1.0, "b": 2.0, "c": 3.0},
@@ -29,7 +30,7 @@ def test_votes_do_not_depend_on_the_scale_of_a_judge() -> None:
 
 def test_equal_votes_give_equal_strengths() -> None:
     flat = {"meta": {"a": 5.0, "b": 5.0}}
-    assert strengths(flat, {}, {}, 1.0) == {"a": 1.0, "b": 1.0}
+    assert strengths(flat, EVEN, {}, 1.0) == {"a": 1.0, "b": 1.0}
 
 
 def test_disagreement_of_judges_raises_a_score() -> None:
@@ -38,16 +39,18 @@ def test_disagreement_of_judges_raises_a_score() -> None:
     assert scores["a"] == scores["c"] > scores["b"]
 
 
-def test_evaluated_returns_and_calibration_move_strength() -> None:
-    plain = strengths(VOTES, {}, {}, 1.0)
-    evaluated = strengths(VOTES, {"a": 900.0, "b": 10.0, "c": 20.0}, {}, 1.0)
-    calibrated = strengths(VOTES, {}, {"b": 2.0}, 1.0)
-    assert evaluated["a"] > plain["a"]
+def test_experience_and_calibration_move_strength() -> None:
+    even = dict.fromkeys("abc", 1 / 3)
+    plain = strengths(VOTES, even, {}, 1.0)
+    experienced = strengths(VOTES, {"a": 0.8, "b": 0.1, "c": 0.1}, {}, 1.0)
+    calibrated = strengths(VOTES, even, {"b": 2.0}, 1.0)
+    assert experienced["a"] > plain["a"]
+    assert max(experienced, key=lambda name: experienced[name]) == "a"
     assert calibrated["b"] == pytest.approx(2.0 * plain["b"])
 
 
-def test_no_concentration_ignores_the_votes() -> None:
-    assert set(strengths(VOTES, {}, {}, 0.0).values()) == {1.0}
+def test_no_concentration_ignores_votes_and_experience() -> None:
+    assert set(strengths(VOTES, {"a": 0.8, "b": 0.1, "c": 0.1}, {}, 0.0).values()) == {1.0}
 
 
 def test_standardised_scores_have_zero_mean() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from tests.integration.training_runs import FinishedRun, train
 
 pytestmark = pytest.mark.timeout(300)

@@ -23,8 +23,8 @@ def test_report_of_a_full_run_holds_tables_plots_incidents_and_commands(write_ru
     for name in ("learning", "allocation", "bids", "world", "speed"):
         assert f"({name}.png)" in text
         assert (run.path / f"{name}.png").read_bytes().startswith(PNG)
-    assert "| before training | meta | 10 | -55.0 ± 30.3 |" in text
-    assert "| after training | meta | 10 | 1545.0 ± 30.3 |" in text
+    assert "| before | meta | 10 | -55.0 ± 30.3 |" in text
+    assert "| after | meta | 10 | 1545.0 ± 30.3 |" in text
     assert "- bridge exited: killed by signal 9" in text
     assert "- bridge restarted: attempt 1" in text
     assert "- 2 inputs that were no messages were rejected (truncated)" in text
@@ -72,7 +72,7 @@ def test_summary_is_printed_with_the_same_tables(write_run: WriteRun) -> None:
     print_summary(run, Console(file=stream, width=160))
     text = stream.getvalue()
     assert "Return before and after" in text
-    assert "Auctions won and reputation" in text
+    assert "Seats and lots won at auction" in text
     assert "What each topic carried" in text
     assert f"swarm resume {run.path}" in text
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from swarm.errors import ConfigError
+from swarm.errors import BusClosed, ConfigError
 from swarm.messages import Message, PeerDown
 from swarm.supervisor import (
     Exited,
@@ -25,7 +25,7 @@ from swarm.supervisor import (
 )
 
 FOREVER = "import sys; sys.stdin.read()"
-DEAF = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w'); sys.stdin.read()"
+DEAF = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w'); time.sleep(60)"
 FAST = RestartPolicy(first_delay_s=0.01, max_delay_s=0.01)
 
 
@@ -186,3 +186,15 @@ async def test_two_processes_cannot_share_a_name(supervisor: Supervisor) -> None
     await supervisor.start(ProcessSpec(name="n", argv=python(FOREVER)))
     with pytest.raises(ConfigError, match="supervised already"):
         await supervisor.start(ProcessSpec(name="n", argv=python(FOREVER)))
+
+
+async def test_a_death_that_cannot_be_published_is_supervised_all_the_same(watch: Watch) -> None:
+    def closed(message: Message) -> None:
+        raise BusClosed("the bus is not open")
+
+    async with Supervisor(policy=FAST, publish=closed, on_event=watch.note) as supervisor:
+        await supervisor.start(ProcessSpec(name="n", argv=python(FOREVER), agents=("meta",)))
+        process_id = supervisor.process_id("n")
+        assert process_id is not None
+        os.kill(process_id, signal.SIGKILL)
+        assert isinstance(await watch.first(Restarted), Restarted)

@@ -34,7 +34,7 @@ def test_fresh_eigenvalues_lie_in_the_ring_with_small_phase() -> None:
     eigenvalues = decay(sizes.layout.views(flat))
     assert MIN_RADIUS <= float(eigenvalues.abs().min()) < 0.6
     assert 0.95 < float(eigenvalues.abs().max()) <= MAX_RADIUS + 1e-6
-    assert 0 < float(eigenvalues.angle().min())
+    assert float(eigenvalues.angle().min()) > 0
     assert float(eigenvalues.angle().max()) <= MAX_PHASE + 1e-3
 
 
@@ -51,7 +51,9 @@ def test_stream_features_equal_those_of_encode(columns: Columns, scales: Scales,
     torch.testing.assert_close(stream.features, features, rtol=1e-4, atol=1e-5)
 
 
-def test_features_of_the_successor_are_those_of_the_next_row_inside_an_episode(columns: Columns, scales: Scales) -> None:
+def test_features_of_the_successor_are_those_of_the_next_row_inside_an_episode(
+    columns: Columns, scales: Scales
+) -> None:
     sizes, flat = make()
     stream = encode_stream(sizes, sizes.layout.views(flat), columns, scales)
     inside = ~columns.reset[1:]
