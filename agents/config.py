@@ -36,7 +36,12 @@ class MemberConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SacConfig:
-    """Soft actor-critic; names as in Haarnoja et al. 2018, arXiv:1812.05905."""
+    """Soft actor-critic; names as in Haarnoja et al. 2018, arXiv:1812.05905.
+
+    Attributes:
+        own_share: share of each batch from rows in which the member acted itself.
+        pooled_targets: 2: the minimum over a random two of all eligible target critics; 1: own targets only.
+    """
 
     batch_size: int = 128
     learning_rate: float = 3e-4

@@ -104,7 +104,7 @@ def from_arrays(
     values = dict(zip(_SCALARS, arrays["scalars"].tolist(), strict=True))
     return MemberState(
         sizes=sizes,
-        **{name: torch.from_numpy(np.array(arrays[name])) for name in ("theta", "m", "v", "targets")},
+        **{name: torch.tensor(arrays[name]) for name in ("theta", "m", "v", "targets")},
         scalars=Scalars(**{name: int(value) if name in _INTEGERS else value for name, value in values.items()}),
     )
 

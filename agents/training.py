@@ -30,6 +30,7 @@ from swarm.policy import BLOCK_SIZE
 from swarm.topics import Topic
 
 ATTEMPTS = 3
+AUCTIONS_PER_PATIENCE = 4
 LEASE_S = 30.0
 log = structlog.get_logger(__name__)
 
@@ -265,10 +266,21 @@ class TrainingRun:
         return cast(Evaluation, found[key]), cast(int, _only(ended)["steps"])
 
     async def _contract(self, kind: str, terms: Mapping[str, Json], *, label: str = "") -> Ended:
-        return await self.context.submit(self._task(kind, terms, label=label))
+        task = self._task(kind, terms, label=label, deadline_s=self.team.rounds.patience_s / AUCTIONS_PER_PATIENCE)
+        try:
+            return await self.context.submit(task)
+        except TaskFailed as error:
+            raise TaskFailed(f"contract {label or kind!r} of round {terms['round']}: {error}") from error
 
     def _task(
-        self, kind: str, terms: Mapping[str, Json], *, label: str = "", units: int = 1, awaited: tuple[str, ...] = ()
+        self,
+        kind: str,
+        terms: Mapping[str, Json],
+        *,
+        label: str = "",
+        units: int = 1,
+        awaited: tuple[str, ...] = (),
+        deadline_s: float | None = None,
     ) -> Submission:
         return Submission(
             task_id=f"r{terms.get('round', 0)}.{self.lifetime}.{self.attempt}.{label or kind}",
@@ -278,7 +290,7 @@ class TrainingRun:
             units=units,
             awaited=awaited,
             lease_s=LEASE_S,
-            deadline_s=None,
+            deadline_s=deadline_s,
         )
 
     # --- before, between and after ------------------------------------------------------------------------------------

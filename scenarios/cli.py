@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that ``swarm --help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Final, NoReturn
 EXIT_FAILED: Final = 1
 EXIT_BAD_INPUT: Final = 2
 EXIT_INTERRUPTED: Final = 130
+ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 EXIT_CODES: Final = (
     "exit codes: 0 ok, 1 the run failed, 2 bad input, 130 interrupted (the last committed round is kept)"
 )
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else EXIT_BAD_INPUT
+    for name in ONE_THREAD:  # before torch is imported: small networks, and the same bits as the nodes
+        os.environ[name] = "1"
     from scenarios import commands
     from swarm.errors import ConfigError, SwarmError
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
+MAX_HOLES: Final = 64
 ItemT = TypeVar("ItemT")
 
 
@@ -163,24 +164,38 @@ class Gap:
 
 @dataclass(slots=True)
 class _Asking:
-    """Which gap was asked about, and when to ask (again)."""
+    """When to ask the publisher (again), and how often that was in vain."""
 
     config: RepairConfig
     due: float | None = None
     attempts: int = 0
+    outstanding: int = 0
+    asked_next: int = -1
 
     def notice(self, now: float) -> None:
+        """Something is missing."""
         if self.due is None:
             self.due = now + self.config.grace_s
 
     def again(self, now: float) -> None:
+        """Ask at once."""
         self.due = now
 
-    def asked(self, now: float) -> None:
+    def asked(self, now: float, first: int, questions: int) -> None:
+        """So many questions were asked, of which the first message missing is ``first``."""
+        self.attempts = 0 if first > self.asked_next else self.attempts
+        self.asked_next, self.outstanding = first, questions
         self.due = now + self.config.retry_s * 2 ** min(self.attempts, 4)
         self.attempts += 1
 
+    def answered(self, now: float, first: int) -> None:
+        """An answer came; after the last one, go on at once if that helped, else after the retry."""
+        self.outstanding -= 1
+        if self.outstanding <= 0 and first > self.asked_next:
+            self.again(now)
+
     def mended(self) -> None:
+        """Nothing is missing."""
         self.due, self.attempts = None, 0
 
 
@@ -239,8 +254,8 @@ class InOrder(Generic[ItemT]):
             self.end = end
         self._settle(now)
 
-    def answered(self, gone_until: int, until: int, now: float) -> list[ItemT | Gap]:
-        """The publisher has replayed what it retains below ``until``; what came before ``gone_until`` is gone."""
+    def answered(self, gone_until: int, now: float) -> list[ItemT | Gap]:
+        """The publisher has replayed what it retains of a range; what came before ``gone_until`` is gone."""
         if self.paused:
             return []
         delivered: list[ItemT | Gap] = []
@@ -251,22 +266,30 @@ class InOrder(Generic[ItemT]):
             self._skip_to(gone_until, delivered)
             self._release(delivered)
         self.from_history = False
-        if self.next >= until:
-            self._asking.mended()
-            if self.next < self.end:
-                self._asking.again(now)
+        self._asking.answered(now, self.next)
+        self._settle(now)
         return delivered
 
-    def ask(self, now: float) -> tuple[int, int] | None:
-        """Return the range [first, until) to ask the publisher for, if one is due now."""
+    def ask(self, now: float) -> list[tuple[int, int]]:
+        """Return the ranges [first, until) to ask the publisher for, if it is time."""
         due = self._asking.due
         if due is None or due > now or self.paused or (self.next >= self.end and not self.from_history):
-            return None
-        self._asking.asked(now)
-        until = min(
-            (sequence for sequence in self._waiting if sequence > self.next), default=max(self.end, self.next + 1)
-        )
-        return self.next, min(until, self.next + self.config.window)
+            return []
+        ranges = self._holes(min(max(self.end, self.next + 1), self.next + self.config.window))
+        self._asking.asked(now, self.next, len(ranges))
+        return ranges
+
+    def _holes(self, until: int) -> list[tuple[int, int]]:
+        """Return the ranges below ``until`` that neither arrived nor wait, at most `MAX_HOLES`."""
+        holes: list[tuple[int, int]] = []
+        first = self.next
+        for sequence in sorted(waiting for waiting in self._waiting if waiting < until):
+            if sequence > first:
+                holes.append((first, sequence))
+            first = sequence + 1
+        if first < until:
+            holes.append((first, until))
+        return holes[:MAX_HOLES]
 
     @property
     def due(self) -> float | None:
@@ -379,12 +402,12 @@ class NewestPerKey(Generic[ItemT]):
         self._asking.mended()
         self.ends_at(until, now)
 
-    def ask(self, now: float) -> tuple[int, int] | None:
-        """Return the range [first, until) to ask the publisher for, if one is due now."""
+    def ask(self, now: float) -> list[tuple[int, int]]:
+        """Return the range [first, until) to ask the publisher for, if it is time."""
         if self._asking.due is None or self._asking.due > now or self.next >= self.end:
-            return None
-        self._asking.asked(now)
-        return self.next, self.end
+            return []
+        self._asking.asked(now, self.next, 1)
+        return [(self.next, self.end)]
 
     @property
     def due(self) -> float | None:

@@ -132,7 +132,7 @@ class Feed:
         """The publisher replayed what it has."""
         stream = self.streams.get((sender, topic))
         if isinstance(stream, InOrder):
-            self._deliver(sender, topic, stream.answered(gone_until, until, now))
+            self._deliver(sender, topic, stream.answered(gone_until, now))
         elif isinstance(stream, NewestPerKey):
             stream.answered(until, now)
 
@@ -152,8 +152,7 @@ class Feed:
         """Give (stream, range) for each stream that is to be asked about now."""
         for key, stream in self.streams.items():
             if not isinstance(stream, Passing) and stream.due is not None and stream.due <= now:
-                wanted = stream.ask(now)
-                if wanted is not None:
+                for wanted in stream.ask(now):
                     yield key, wanted
 
     def next_due(self) -> float | None:

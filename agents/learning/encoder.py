@@ -186,9 +186,12 @@ class Columns:
 
 
 def columns_from_arrays(arrays: Mapping[str, NDArray[np.generic]], num_steps: int) -> Columns:
-    """Return the first ``num_steps`` rows of named arrays (T, E, …) as tensors, copied out of any memory map."""
+    """Return the first ``num_steps`` rows of named arrays (T, E, …) as tensors, copied out of any memory map.
+
+    Torch aligns its own memory; on NumPy's, the last bit of a matrix product can depend on where an array lies.
+    """
     names = ("observation", "action", "reward", "next_observation", "terminated", "reset")
-    return Columns(**{name: torch.from_numpy(np.array(arrays[name][:num_steps])) for name in names})
+    return Columns(**{name: torch.tensor(arrays[name][:num_steps]) for name in names})
 
 
 @torch.no_grad()

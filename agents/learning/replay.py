@@ -5,7 +5,6 @@ Letters: R rows, X inputs of actor and critics, A actions, U updates, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,12 +86,6 @@ def build_replay(columns: Columns, stream: Stream, zero_features: bool = False) 
         inputs=stream.visible.shape[-1] + features.shape[-1],
         actions=columns.action.shape[-1],
     )
-
-
-def concatenate(replays: Sequence[Replay]) -> Replay:
-    """Return the rows of several replays as one, in order."""
-    first = replays[0]
-    return Replay(packed=torch.cat([r.packed for r in replays]), inputs=first.inputs, actions=first.actions)
 
 
 def draw_indices(

@@ -141,7 +141,7 @@ def world_from_arrays(
             raise CheckpointError(f"world array {name!r} has shape {found}, expected {shape}: other sizes?")
     return WorldState(
         sizes=sizes,
-        **{name: torch.from_numpy(np.array(arrays[name])) for name in ("theta", "m", "v")},
+        **{name: torch.tensor(arrays[name]) for name in ("theta", "m", "v")},
         steps=int(arrays["steps"][0]),
     )
 

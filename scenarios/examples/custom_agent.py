@@ -7,7 +7,10 @@ over; this trainer has nothing else to do.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import ClassVar
+
+os.environ["OMP_NUM_THREADS"] = "1"  # all agents compute in this process, and promise the same bits
 
 from agents import AdaptationAgent, MetaLearningAgent, StateModelingAgent
 from agents.specialist import Specialist

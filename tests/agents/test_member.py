@@ -8,7 +8,7 @@ import torch
 
 from agents.config import MemberConfig, SacConfig
 from agents.learning.replay import Replay
-from agents.learning.sac import learn
+from agents.learning.sac import MemberState, learn
 from agents.member import (
     MAX_PARAMETERS,
     MIN_PARAMETERS,
@@ -27,7 +27,7 @@ from swarm.errors import CheckpointError
 SMALL = MemberConfig(encoder_width=3, encoder_states=2, actor_hidden=(8, 8), critic_hidden=(8, 8))
 
 
-def trained() -> tuple[object, Replay]:
+def trained() -> tuple[MemberState, Replay]:
     member = init_member(SMALL, 4, 2, seed=0)
     generator = torch.Generator().manual_seed(0)
     packed = torch.cat([torch.randn(100, 19, generator=generator), torch.ones(100, 1)], dim=1)

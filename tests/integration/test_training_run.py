@@ -8,13 +8,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
-from tests.integration.training_runs import FinishedRun, train
+from agents.learning.encoder import columns_from_arrays, encode_stream
+from agents.learning.maml import adapted_loss
+from agents.learning.windows import cut_windows, split_windows
+from agents.learning.world_model import WorldState, encoder_parameters, init_world
+from agents.member import encoder_sizes
+from agents.pinned import Pinned
+from agents.plan import SHARED
+from agents.rollouts import evaluation_blocks
+from env_bridge.rollout import run_rollout
+from swarm.environment import RolloutRequest, TaskParameters
+from tests.integration.training_runs import FinishedRun, smoke, train
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -58,6 +70,49 @@ def test_auctions_decide_seats_and_lots(reference_run: FinishedRun) -> None:
 def test_the_world_model_beats_repeating_the_last_value(reference_run: FinishedRun) -> None:
     ratios = [row["world"]["ratio"] for row in metrics(reference_run) if row.get("world", {}).get("ratio")]
     assert ratios[-1] <= 0.7
+
+
+def held_out_losses(run: FinishedRun, world: WorldState, gravity: float) -> tuple[float, float]:
+    """Dynamics loss on query windows before and after the inner loop, on fresh rollouts under ``gravity``."""
+    team = smoke().team
+    pinned = Pinned(run.path, team, run.outcome.round_index)
+    request = RolloutRequest(
+        env_id=team.env_id,
+        tasks=(TaskParameters(gravity=gravity),) * 8,
+        seed=99,
+        num_steps=160,
+        policy="random",
+        noise_seed=5,
+    )
+    columns = columns_from_arrays(run_rollout(request).columns, request.num_steps or 0)
+    scales, half = pinned.scales(SHARED), team.world.window // 2
+    stream = encode_stream(encoder_sizes(team.member, *pinned.sizes), encoder_parameters(world), columns, scales)
+    starts = np.array([[step, e] for step in range(0, 160 - 2 * half, 2 * half) for e in range(8)])
+    support, query = split_windows(cut_windows(columns, stream.states, starts, 2 * half), half)
+    return adapted_loss(world, support, query, scales, team.world)
+
+
+@pytest.mark.parametrize("gravity", [0.2, 5.0])
+def test_the_inner_loop_lowers_held_out_loss_under_unseen_gravity_and_more_than_from_scratch(
+    reference_run: FinishedRun, gravity: float
+) -> None:
+    team = smoke().team
+    pinned = Pinned(reference_run.path, team, reference_run.outcome.round_index)
+    fresh = init_world(team.world, team.member, *pinned.sizes, seed=123)
+    before, after = held_out_losses(reference_run, pinned.world(SHARED), gravity)
+    fresh_before, fresh_after = held_out_losses(reference_run, fresh, gravity)
+    assert after < before
+    assert before - after > fresh_before - fresh_after
+    assert (before - after) / before > (fresh_before - fresh_after) / fresh_before
+
+
+def test_without_the_encoder_the_policy_acts_differently(reference_run: FinishedRun) -> None:
+    pinned = Pinned(reference_run.path, smoke().team, reference_run.outcome.round_index)
+    member = reference_run.heard.rounds[-1]["best"]["member"]  # type: ignore[index,call-overload]
+    request = evaluation_blocks(pinned, member, 8, None)[0]
+    blind = replace(request, policy_options={**request.policy_options, "zero_encoder": True})
+    seeing, unseeing = run_rollout(request), run_rollout(blind)
+    assert np.abs(seeing.columns["action"][0] - unseeing.columns["action"][0]).max() > 1e-3  # type: ignore[operator]
 
 
 def test_adaptation_is_accepted_and_rejected_at_least_once(reference_run: FinishedRun) -> None:

@@ -394,19 +394,6 @@ async def test_closing_wakes_who_waits(make_bus: MakeBus) -> None:
         await waiting
 
 
-async def test_a_cancelled_receive_loses_nothing(join: Join) -> None:
-    a = await join("a")
-    subscription = a.subscribe(Topic.TASKS)
-    waiting = asyncio.create_task(subscription.receive())
-    await asyncio.sleep(0)
-    a.publish(_cancel(0))
-    await _until(lambda: a.statistics().queued == 1)
-    waiting.cancel()
-    other = await asyncio.gather(waiting, return_exceptions=True)
-    received = [item for item in other if isinstance(item, Received)]
-    assert received or await _epochs(subscription, 1) == [0]
-
-
 async def test_only_an_open_bus_publishes(make_bus: MakeBus) -> None:
     bus = make_bus("a")
     with pytest.raises(BusClosed, match="async with"):

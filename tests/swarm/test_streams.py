@@ -24,10 +24,10 @@ def test_messages_in_order_pass_at_once() -> None:
 def test_a_gap_is_asked_about_after_the_grace_and_again_after_the_retry() -> None:
     reader = _reader()
     assert reader.data(2, 2, 0.0) == []
-    assert reader.ask(0.0) is None
-    assert reader.ask(0.01) == (0, 2)
-    assert reader.ask(0.2) is None
-    assert reader.ask(0.3) == (0, 2)
+    assert reader.ask(0.0) == []
+    assert reader.ask(0.01) == [(0, 2)]
+    assert reader.ask(0.2) == []
+    assert reader.ask(0.3) == [(0, 2)]
     assert reader.counts.gaps == 2
 
 
@@ -44,7 +44,7 @@ def test_a_lost_tail_is_noticed_from_the_publishers_end() -> None:
     reader = _reader()
     reader.data(0, 0, 0.0)
     reader.ends_at(3, 1.0)
-    assert reader.ask(1.01) == (1, 3)
+    assert reader.ask(1.01) == [(1, 3)]
     assert reader.counts.gaps == 2
 
 
@@ -61,7 +61,7 @@ def test_what_fell_out_of_retention_arrives_as_a_gap_before_what_remains() -> No
     reader = _reader()
     reader.data(5, 5, 0.0)
     reader.data(3, 3, 0.1, replayed=True)
-    assert reader.answered(3, 5, 0.1) == [Gap(3), 3]
+    assert reader.answered(3, 0.1) == [Gap(3), 3]
     assert reader.data(4, 4, 0.1, replayed=True) == [4, 5]
     assert reader.counts.lost == 3
 
@@ -70,11 +70,25 @@ def test_what_a_publisher_forgot_before_a_late_reader_came_is_no_loss() -> None:
     reader = _reader(from_history=True)
     reader.ends_at(9, 0.0)
     reader.begin(0.0)
-    assert reader.ask(0.0) == (0, 4)
-    assert reader.answered(7, 4, 0.1) == []
-    assert reader.ask(0.1) == (7, 9)
+    assert reader.ask(0.0) == [(0, 4)]
+    assert reader.answered(7, 0.1) == []
+    assert reader.ask(0.1) == [(7, 9)]
     assert reader.data(7, 7, 0.2, replayed=True) == [7]
     assert reader.counts.lost == 0
+
+
+def test_all_holes_of_a_window_are_asked_about_at_once() -> None:
+    reader = _reader()
+    reader.data(1, 1, 0.0)
+    reader.data(3, 3, 0.0)
+    reader.ends_at(9, 0.0)
+    assert reader.ask(1.0) == [(0, 1), (2, 3)]
+    assert reader.data(0, 0, 1.1, replayed=True) == [0, 1]
+    assert reader.answered(0, 1.1) == []
+    assert reader.ask(1.1) == []
+    assert reader.data(2, 2, 1.1, replayed=True) == [2, 3]
+    assert reader.answered(0, 1.1) == []
+    assert reader.ask(1.1) == [(4, 8)]
 
 
 def test_a_long_gap_is_repaired_window_by_window() -> None:
@@ -83,11 +97,11 @@ def test_a_long_gap_is_repaired_window_by_window() -> None:
     delivered: list[int | Gap] = []
     questions = []
     now = 1.0
-    while (wanted := reader.ask(now)) is not None:
-        questions.append(wanted)
-        for sequence in range(*wanted):
+    while wanted := reader.ask(now):
+        questions += wanted
+        for sequence in range(*wanted[0]):
             delivered += reader.data(sequence, sequence, now, replayed=True)
-        delivered += reader.answered(0, wanted[1], now)
+        delivered += reader.answered(0, now)
     assert questions == [(0, 4), (4, 8), (8, 10)]
     assert delivered == list(range(10))
 
@@ -98,7 +112,7 @@ def test_what_waits_behind_a_gap_is_bounded() -> None:
         reader.data(sequence, sequence, 0.0)
     assert len(reader.data(0, 0, 0.0, replayed=True)) == 1 + CONFIG.waiting
     assert reader.due is not None
-    assert reader.ask(9.0) == (9, 13)
+    assert reader.ask(9.0) == [(9, 13)]
 
 
 def test_a_paused_stream_takes_nothing_and_goes_on_where_it_stopped() -> None:
@@ -106,9 +120,9 @@ def test_a_paused_stream_takes_nothing_and_goes_on_where_it_stopped() -> None:
     reader.data(0, 0, 0.0)
     reader.pause()
     assert reader.data(1, 1, 0.0) == []
-    assert reader.ask(9.0) is None
+    assert reader.ask(9.0) == []
     reader.resume(10.0)
-    assert reader.ask(10.0) == (1, 2)
+    assert reader.ask(10.0) == [(1, 2)]
 
 
 def test_a_dead_publishers_stream_ends_with_what_waited_and_what_is_missing() -> None:
@@ -126,7 +140,7 @@ def test_asking_in_vain_becomes_futile() -> None:
     while not reader.is_futile:
         assert reader.due is not None
         now = reader.due
-        assert reader.ask(now) == (0, 1)
+        assert reader.ask(now) == [(0, 1)]
     assert now < 60.0
 
 
@@ -141,11 +155,12 @@ def test_any_order_and_number_of_copies_delivers_everything_once_and_in_order(se
         delivered += reader.data(sequence, sequence, 0.0)
     reader.ends_at(40, 0.0)
     now = 1.0
-    while (wanted := reader.ask(now)) is not None:
-        for sequence in range(*wanted):
-            if generator.random() < 0.6:
-                delivered += reader.data(sequence, sequence, now, replayed=True)
-        delivered += reader.answered(0, wanted[1], now)
+    while wanted := reader.ask(now):
+        for first, until in wanted:
+            for sequence in range(first, until):
+                if generator.random() < 0.6:
+                    delivered += reader.data(sequence, sequence, now, replayed=True)
+            delivered += reader.answered(0, now)
         now += 10.0
     assert delivered == list(range(40))
 
@@ -200,9 +215,9 @@ def test_an_older_value_never_follows_a_newer_one_of_its_key() -> None:
     assert reader.data(3, "a", 0.0)
     assert reader.data(1, "b", 0.0)
     assert not reader.data(2, "a", 0.0)
-    assert reader.ask(1.0) == (0, 4)
+    assert reader.ask(1.0) == [(0, 4)]
     reader.answered(4, 1.0)
-    assert reader.ask(9.0) is None
+    assert reader.ask(9.0) == []
 
 
 def test_best_effort_counts_what_it_missed() -> None:

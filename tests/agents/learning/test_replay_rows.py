@@ -6,7 +6,7 @@ import torch
 
 from agents.learning.encoder import Columns, EncoderSizes, encode_stream, init_encoder
 from agents.learning.normalizer import Scales
-from agents.learning.replay import Batch, Replay, build_replay, concatenate, draw_indices
+from agents.learning.replay import Batch, Replay, build_replay, draw_indices
 from swarm.errors import ConfigError
 
 
@@ -46,9 +46,8 @@ def test_zeroed_features_leave_the_observation(columns: Columns, scales: Scales)
     assert torch.equal(packed[:, :5], stream.visible.flatten(0, 1))
 
 
-def test_selecting_and_concatenating_keeps_rows(replay: Replay) -> None:
-    parts = (replay.select(torch.arange(10)), replay.select(torch.arange(10, replay.num_rows)))
-    assert torch.equal(concatenate(parts).packed, replay.packed)
+def test_selecting_keeps_rows_in_the_given_order(replay: Replay) -> None:
+    assert torch.equal(replay.select(torch.tensor([7, 3])).packed, replay.packed[[7, 3]])
 
 
 def test_the_own_share_of_each_batch_comes_from_own_rows() -> None:
