@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.config import TeamConfig
-from agents.learning.test_time import Decision, accept_if_better, propose_candidates
+from agents.learning.test_time import Decision, ProbeAccount, accept_if_better, move_center, propose_candidates
 from agents.randomness import generator, stream_key
 from agents.rollouts import POLICY, mean_returns, prefixed, shifted_tasks
 from agents.specialist import COMMON_SKILLS, Specialist, Work
@@ -30,10 +30,9 @@ class AdaptationResult:
     Attributes:
         member: whose policy it started from after the probe.
         before: returns of the unadapted policy on the re-evaluation episodes, (n,).
-        after: returns of the candidate on the same episodes, (n,).
+        after: returns of the candidate on as many other fresh episodes, (n,).
         adapter: gain and bias of the deployed policy: the candidate's where accepted, else the identity.
-        probes: episodes used, re-evaluation included.
-        steps: environment steps used.
+        account: episodes and environment steps used, re-evaluation included.
     """
 
     member: str
@@ -41,8 +40,7 @@ class AdaptationResult:
     after: NDArray[np.float64]
     decision: Decision
     adapter: Mapping[str, NDArray[np.float32]]
-    probes: int
-    steps: int
+    account: ProbeAccount
 
 
 class AdaptationAgent(Specialist):
@@ -90,8 +88,8 @@ class AdaptationAgent(Specialist):
             "member": result.member,
             "before": float(result.before.mean()),
             "after": float(result.after.mean()),
-            "probes": result.probes,
-            "steps": result.steps,
+            "probes": result.account.episodes,
+            "steps": result.account.steps,
         }
 
 
@@ -126,7 +124,7 @@ async def adapt_policy(
     for _ in range(generations):
         candidates = propose_candidates(rng, centre, SIGMA, BLOCK_SIZE)
         returns = await trial.episodes([with_adapter(weights[chosen], row) for row in candidates])
-        centre = candidates[int(np.argmax(returns))]
+        centre = move_center(centre, candidates, returns)
     candidate = with_adapter(weights[chosen], centre)
     half = BLOCK_SIZE // 2
     returns = await trial.episodes([*[weights[incumbent]] * half, *[candidate] * half])
@@ -139,8 +137,7 @@ async def adapt_policy(
         after=after,
         decision=decision,
         adapter={key: np.asarray(deployed[key], np.float32) for key in ("adapter.gain", "adapter.bias")},
-        probes=trial.probes,
-        steps=trial.steps,
+        account=trial.account,
     )
 
 
@@ -164,8 +161,7 @@ class _Trial:
 
     def __init__(self, bridge: Bridge, team: TeamConfig, task: TaskParameters, label: str) -> None:
         self._bridge, self._team, self._task, self._label = bridge, team, task, label
-        self.probes = 0
-        self.steps = 0
+        self.account = ProbeAccount()
 
     async def episodes(self, policies: Sequence[Arrays]) -> NDArray[np.float64]:
         """Run one episode per policy, 8 at once, and return the returns (8,)."""
@@ -177,7 +173,7 @@ class _Trial:
             RolloutRequest(
                 env_id=self._team.env_id,
                 tasks=(self._task,) * BLOCK_SIZE,
-                seed=stream_key(self._team.seed, self._label, "probe", self.probes),
+                seed=stream_key(self._team.seed, self._label, "probe", self.account.episodes),
                 num_steps=None,
                 policy=POLICY,
                 policy_options={"seats": list(names), "random": False},
@@ -185,6 +181,5 @@ class _Trial:
                 max_episode_steps=self._team.rounds.adapt_steps,
             )
         )
-        self.probes += len(policies)
-        self.steps += result.num_steps
+        self.account = self.account.add(len(policies), result.num_steps)
         return mean_returns(result)

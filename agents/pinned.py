@@ -101,8 +101,8 @@ def require_one_thread(team: TeamConfig) -> None:
     threads = torch.get_num_threads()
     if team.reproducible and threads != 1:
         raise ConfigError(
-            f"a reproducible run needs one torch thread, this process has {threads}: set OMP_NUM_THREADS=1 before torch "
-            "is imported, or give up the same bits with reproducible=false"
+            f"a reproducible run needs one torch thread, this process has {threads}: set OMP_NUM_THREADS=1 before "
+            "torch is imported, or give up the same bits with reproducible=false"
         )
 
 

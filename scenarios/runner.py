@@ -187,10 +187,10 @@ async def adapt_run(run_dir: Path, shift: TaskParameters, *, seed: int | None = 
         accepted=result.decision.accepted,
         before=float(result.before.mean()),
         after=float(result.after.mean()),
-        steps=result.steps,
+        steps=result.account.steps,
         details={
             "reason": result.decision.reason,
-            "probes": result.probes,
+            "probes": result.account.episodes,
             "before_returns": result.before.tolist(),
             "after_returns": result.after.tolist(),
             "adapter": {key: value.tolist() for key, value in result.adapter.items()},

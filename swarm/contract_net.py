@@ -296,7 +296,8 @@ class Manager:
         task.auction = None
         task.fruitless += 1
         if task.fruitless >= self.config.max_auctions:
-            self._end(task_id, TaskState.FAILED, f"no bid came on topic 'proposals' in {task.fruitless} auctions of {task.submission.kind!r}")
+            reason = f"no bid came on topic 'proposals' in {task.fruitless} auctions of {task.submission.kind!r}"
+            self._end(task_id, TaskState.FAILED, reason)
             return
         rest_s = min(self.config.max_rest_s, self.config.rest_s * 2.0 ** (task.fruitless - 1))
         task.resting_until_s = now_s + rest_s

@@ -201,7 +201,7 @@ def test_without_bids_it_rests_longer_each_time_and_fails_after_r_auctions() -> 
         assert view.state is TaskState.RESTING
         assert net.tick(net.now_s + 0.99 * rest_s) == []
         epochs.append(only(net.tick(net.now_s + 0.01 * rest_s + 1e-9), Announcement).epoch)
-    assert only(net.refuse("a", epochs[-1]), Ended).reason == "nobody bid in 5 auctions of 'work'"
+    assert only(net.refuse("a", epochs[-1]), Ended).reason == "no bid came on topic 'proposals' in 5 auctions of 'work'"
     assert epochs == sorted(set(epochs))
 
 
