@@ -227,11 +227,11 @@ def _columns(width: int, *tables: RenderableType) -> RenderableType:
 
 def _agents(state: ViewState, now: float) -> RenderableType:
     table = Table(box=None, padding=(0, 1), header_style="dim")
-    table.add_column("agent", no_wrap=True)
-    table.add_column("health", no_wrap=True)
+    table.add_column("agent", no_wrap=True, min_width=11)
+    table.add_column("health", no_wrap=True, min_width=14)
     for heading in ("seats won @ bid", "lots won @ bid"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("trained by", no_wrap=True)
+    table.add_column("trained by", no_wrap=True, min_width=11)
     summary, bids = state.summary, state.summary.get("bids") or {}
     for name in dict.fromkeys([*summary.get("returns", {}), *state.agents]):
         table.add_row(

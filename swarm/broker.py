@@ -1,8 +1,8 @@
 """The broker process: libzmq's XSUB/XPUB proxy, stateless. ``python -m swarm.broker --frontend … --backend …``.
 
-Peers publish to the frontend and subscribe at the backend. Prints nothing. Whatever knocks without speaking ZeroMQ is
-turned away by libzmq; the broker counts it and tells the peers. Exit codes: 0 asked to stop or parent gone, 2 the user
-must act.
+Peers publish to the frontend and subscribe at the backend. Prints nothing. Whoever knocks without speaking ZeroMQ is
+kept waiting by libzmq, which takes him for a peer of protocol version 1; the broker counts him when he hangs up, and
+tells the peers. Exit codes: 0 asked to stop or parent gone, 2 the user must act.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from swarm.codec import encode
 from swarm.control import Answer, Ask, Control, Press, Replay, Taken, encode_control, own_prefix
 from swarm.errors import BusFull, CodecError
 from swarm.messages import Message, ParameterVersion
-from swarm.streams import Entry, LatestValues, Readers, Ring
+from swarm.retention import Entry, LatestValues, Readers, Ring
 from swarm.topics import DELIVERY, TOPIC_OF, Delivery, Topic
 
 Frames: TypeAlias = list[Frame]

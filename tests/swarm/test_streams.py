@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from swarm.streams import Gap, InOrder, LatestValues, NewestPerKey, Passing, Readers, RepairConfig, Ring
+from swarm.retention import LatestValues, Readers, Ring
+from swarm.streams import Gap, InOrder, NewestPerKey, Passing, RepairConfig
 
 CONFIG = RepairConfig(grace_s=0.01, retry_s=0.25, window=4, waiting=8)
 
