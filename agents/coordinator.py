@@ -23,7 +23,7 @@ class CoordinatorAgent(Agent):
 
     role: ClassVar[str] = "coordinator"
     skills: ClassVar[frozenset[str]] = frozenset({"act", "compute"})
-    listens: ClassVar[frozenset[Topic]] = frozenset({Topic.EVALUATIONS, Topic.PROPOSALS})
+    listens: ClassVar[frozenset[Topic]] = frozenset({Topic.EVALUATIONS, Topic.PRESENCE, Topic.PROPOSALS})
     manages: ClassVar[bool] = True
 
     async def propose(self, announcement: Announcement, context: AgentContext) -> Proposal | Refusal:

@@ -95,6 +95,26 @@ def fixed_lots(team: TeamConfig, plan: RoundPlan) -> dict[str, int]:
     return even_lots(team.members, plan.lots, plan.index)
 
 
+def training_homes(lots: Mapping[str, int], processes: Mapping[str, int]) -> dict[str, str]:
+    """Return which agent should train each member, so that processes carry about equal loads.
+
+    Longest processing time first (Graham 1969): the largest contract goes to the least loaded process, to the member's
+    owner where it lives there. Who trains never changes the result, only how long the round takes.
+
+    Args:
+        lots: lots per member.
+        processes: process of each agent that can train.
+    """
+    load = dict.fromkeys(processes.values(), 0)
+    homes = {}
+    for member in sorted(lots, key=lambda name: (-lots[name], name)):
+        process = min(sorted(load), key=lambda p: (load[p], p != processes.get(member)))
+        load[process] += lots[member]
+        hosts = sorted(name for name in processes if processes[name] == process)
+        homes[member] = member if member in hosts else hosts[0]
+    return homes
+
+
 def finished(team: TeamConfig, env_steps: int) -> bool:
     """Return whether the budget is spent (to less than one step of the whole block)."""
     return team.budget_steps - env_steps < BLOCK_SIZE

@@ -65,11 +65,10 @@ class Specialist(Agent):
         return CheckpointStore(context.run_dir).stage(round_index, name, data)
 
     def _value_of_training(self, terms: Mapping[str, Json]) -> float:
-        """The owner is worth most; for a member without an own trainer, who has least to train anyway."""
-        if terms["member"] == self.name:
-            return 1.0
-        loads = cast(Mapping[str, int], terms["loads"])
-        return 0.5 / (1 + loads.get(self.name, 0))
+        """Who the coordinator's balance of processes names is worth most, then the owner, then anybody."""
+        if terms["home"] == self.name:
+            return 1.0 if terms["member"] == self.name else 0.8
+        return 0.6 if terms["member"] == self.name else 0.4
 
     async def _vote(self, terms: Mapping[str, Json], context: AgentContext) -> None:
         """Publish what this member's critics say of every member's actions on the newest observations."""

@@ -21,11 +21,12 @@ from agents.plan import (
     fixed_lots,
     fixed_seats,
     plan_round,
+    training_homes,
 )
 from agents.records import RunRecords
 from swarm.agent import AgentContext
 from swarm.errors import PeerLost, SwarmError, TaskFailed
-from swarm.messages import Ended, Evaluation, Json, Message, Proposal, RoundCommitted, Submission
+from swarm.messages import Ended, Evaluation, Heartbeat, Hello, Json, Message, Proposal, RoundCommitted, Submission
 from swarm.policy import BLOCK_SIZE
 from swarm.topics import Topic
 
@@ -127,8 +128,9 @@ class TrainingRun:
         async with asyncio.TaskGroup() as group:
             for stream in plan.steps:
                 group.create_task(self._collect(plan, stream, result, terms))
-            for member in self.team.members:
-                group.create_task(self._learn(plan, member, result, terms))
+            homes = training_homes(result.lots, await self._processes())
+            for member, home in homes.items():
+                group.create_task(self._learn(plan, member, home, result, terms))
             if "meta" in self.team.members and "state" in self.team.members:
                 group.create_task(self._model(plan, result, terms))
             if plan.evaluate:
@@ -210,11 +212,19 @@ class TrainingRun:
         result.files.update(cast(Mapping[str, str], outcome["files"]))
         result.collected[stream] = outcome
 
-    async def _learn(self, plan: RoundPlan, member: str, result: RoundResult, terms: Mapping[str, Json]) -> None:
+    async def _processes(self) -> dict[str, int]:
+        """Return the process of each training specialist, from its presence on the bus."""
+        names = [name for name in self.team.members if name != "coordinator"]
+        found = await self.context.gather(Topic.PRESENCE, _agent_key, names, self.team.rounds.patience_s)
+        return {name: cast(Hello | Heartbeat, found[name]).process_id for name in names}
+
+    async def _learn(
+        self, plan: RoundPlan, member: str, home: str, result: RoundResult, terms: Mapping[str, Json]
+    ) -> None:
         lots = result.lots.get(member, 0)
         ended = await self._contract(
             "learn",
-            {**terms, "member": member, "updates": lots * self.team.rounds.lot, "loads": dict(result.lots)},
+            {**terms, "member": member, "updates": lots * self.team.rounds.lot, "home": home},
             label=f"learn-{member}",
         )
         outcome = _only(ended)
@@ -425,6 +435,10 @@ def evaluation_key(message: Message) -> tuple[str, int, str] | None:
 
 def _proposal_key(message: Message) -> tuple[str, str] | None:
     return (message.task_id, message.agent) if isinstance(message, Proposal) else None
+
+
+def _agent_key(message: Message) -> str | None:
+    return message.agent if isinstance(message, Hello | Heartbeat) else None
 
 
 def _only(ended: Ended) -> Mapping[str, Json]:

@@ -164,6 +164,7 @@ class AgentHost:
                     progress=self._progress,
                     skills=self._skills(),
                     capacity=self.agent.capacity,
+                    process_id=os.getpid(),
                 )
             )
 

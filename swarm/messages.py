@@ -295,7 +295,7 @@ class Heartbeat(Message):
     Attributes:
         progress: a counter that grows whenever the agent finished something.
         sequences: last sequence number published per topic, so that a lost tail is noticed.
-        skills: repeated, so that who missed the hello still learns of the agent.
+        skills: repeated, like capacity and process, so that who missed the hello still learns of the agent.
     """
 
     agent: str
@@ -304,6 +304,7 @@ class Heartbeat(Message):
     sequences: Mapping[str, int] = field(default_factory=dict)
     skills: tuple[str, ...] = ()
     capacity: int = 1
+    process_id: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from agents.config import MEMBERS, RoundConfig, TeamConfig
-from agents.plan import SHARED, finished, fixed_lots, fixed_seats, group_of, plan_round
+from agents.plan import SHARED, finished, fixed_lots, fixed_seats, group_of, plan_round, training_homes
 from swarm.errors import ConfigError
 
 TEAM = TeamConfig(rounds=RoundConfig(steps=200, random_steps=1000, shifted_every=3, evaluate_every=4, adapt_every=5))
@@ -62,3 +62,19 @@ def test_a_team_survives_json() -> None:
 def test_an_unknown_key_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"unknown SacConfig key 'learnin_rate'.*learning_rate"):
         TeamConfig.from_json({"sac": {"learnin_rate": 1.0}})
+
+
+def test_two_leads_of_one_process_are_trained_in_two() -> None:
+    lots = {"environment": 18, "meta": 18, "state": 2, "adaptation": 1, "coordinator": 1}
+    processes = {"environment": 1, "meta": 1, "state": 2, "adaptation": 2}
+    homes = training_homes(lots, processes)
+    assert homes.keys() == lots.keys()
+    assert processes[homes["environment"]] != processes[homes["meta"]]
+    loads = {process: sum(lots[m] for m in lots if processes[homes[m]] == process) for process in (1, 2)}
+    assert max(loads.values()) <= 20
+
+
+def test_owners_train_their_members_where_the_balance_allows() -> None:
+    processes = {"environment": 1, "meta": 2, "state": 3, "adaptation": 4}
+    lots = dict.fromkeys(processes, 4)
+    assert training_homes(lots, processes) == {name: name for name in processes}
