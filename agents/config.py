@@ -51,7 +51,6 @@ class SacConfig:
     policy_delay: int = 1
     own_share: float = 0.35
     pooled_targets: int = 2
-    observation_clip: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,7 +62,6 @@ RANGES: Final[Mapping[str, Range]] = {
     "team.sac.policy_delay": _at_least(1, 100),
     "team.sac.own_share": _at_least(0, 1),
     "team.sac.pooled_targets": _at_least(1, 10),
-    "team.sac.observation_clip": _above(0, 1_000),
     "team.world.window": _at_least(2, 4_096),
     "team.world.learning_rate": _above(0, 1),
     "team.world.encoder_rate": _at_least(0, 10),
