@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import structlog
 
 from agents.config import TeamConfig
 from scenarios.observer import AdaptationOutcome, EvaluationOutcome, Observer, ProcessEvent, RunOutcome
@@ -25,6 +26,7 @@ from swarm.messages import RoundCommitted
 from swarm.supervisor import Exited, GaveUp, Restarted
 
 STATISTICS_S = 1.0
+log = structlog.get_logger(__name__)
 
 
 async def run_scenario(
@@ -123,6 +125,8 @@ def _outcome(run_dir: Path, reason: str, wall_s: float) -> RunOutcome:
 def newest_checkpoint(run_dir: Path) -> Manifest:
     """Return the newest valid checkpoint. Raises ``CheckpointError`` where there is none."""
     manifest, skipped = CheckpointStore(run_dir).latest()
+    for row in skipped:
+        log.warning("checkpoint_skipped", checkpoint=row.path.name, reason=row.reason)
     if manifest is None:
         damaged = "; ".join(f"{row.path.name}: {row.reason}" for row in skipped)
         raise CheckpointError(
