@@ -22,7 +22,7 @@ from agents.config import MEMBERS
 from scenarios.observer import Observer, Observers, RunOutcome
 from scenarios.recorders import EventLog, TensorboardLog
 from scenarios.report import write_report
-from scenarios.run_directory import RunDirectory, default_path
+from scenarios.run_directory import RunDirectory, default_path, swarm_command
 from scenarios.run_records import read_history
 from scenarios.scenario import Scenario, preset_for
 from swarm.agent import Agent
@@ -205,7 +205,7 @@ class CollaborativeLearning:
                 inline=self._processes == 0,
             )
         if outcome.status == "failed":
-            raise SwarmError(f"{outcome.reason}; continue with: swarm resume {run.path}")
+            raise SwarmError(f"{outcome.reason}; continue with: {swarm_command()} resume {run.path}")
         write_report(run)
         return run, outcome
 
@@ -257,7 +257,9 @@ def check_comparable(arm: Scenario, baseline: RunDirectory) -> None:
         if ours != theirs:
             raise ConfigError(f"baseline {baseline.path} has {setting} {theirs}, this run {ours}: not comparable")
     if "after" not in read_history(baseline).evaluation:
-        raise ConfigError(f"baseline {baseline.path} has no final evaluation; first: swarm resume {baseline.path}")
+        raise ConfigError(
+            f"baseline {baseline.path} has no final evaluation; first: {swarm_command()} resume {baseline.path}"
+        )
 
 
 def measure_improvement(run: RunDirectory, baseline: RunDirectory) -> Improvement:

@@ -21,7 +21,7 @@ from scenarios.live_view import LiveView, PlainView
 from scenarios.observer import Observers, RunOutcome
 from scenarios.recorders import EventLog, TensorboardLog
 from scenarios.report import print_summary, write_report
-from scenarios.run_directory import DEFAULT_ROOT, RunDirectory, default_path
+from scenarios.run_directory import DEFAULT_ROOT, RunDirectory, default_path, swarm_command
 from scenarios.run_records import read_history
 from scenarios.scenario import KNOWN_TASKS, Scenario, list_presets, load_preset, load_scenario
 from scenarios.session import run_interruptibly
@@ -243,7 +243,7 @@ def _briefly(work: Coroutine[Any, Any, ReturnT], what: str) -> ReturnT:
 def _say_interrupted(run: RunDirectory) -> None:
     committed = run.last_round()
     what = f"round {committed} is committed" if committed is not None else "no round was committed yet"
-    sys.stderr.write(f"\ninterrupted: {what}; go on with: swarm resume {run.path}\n")
+    sys.stderr.write(f"\ninterrupted: {what}; go on with: {swarm_command()} resume {run.path}\n")
     sys.stderr.flush()
 
 

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from scenarios.run_directory import RunDirectory
+from scenarios.run_directory import RunDirectory, swarm_command
 from scenarios.run_records import RunHistory, read_history
 from scenarios.scenario import Scenario
 
@@ -94,11 +94,12 @@ def interventions(scenario: Scenario) -> list[str]:
 def commands(run: RunDirectory, scenario: Scenario) -> list[tuple[str, str]]:
     """Return (purpose, command) pairs that can be pasted into a shell."""
     path = shlex.quote(str(run.path))
-    watch = f"xdg-open {path}/video.mp4" if run.video_file.exists() else f"swarm video {path}"
+    swarm = swarm_command()
+    watch = f"xdg-open {path}/video.mp4" if run.video_file.exists() else f"{swarm} video {path}"
     return [
-        ("resume", f"swarm resume {path}"),
-        ("evaluate", f"swarm evaluate {path} --episodes {scenario.team.report_episodes}"),
-        ("adapt", f"swarm adapt {path} --shift gravity=1.5"),
+        ("resume", f"{swarm} resume {path}"),
+        ("evaluate", f"{swarm} evaluate {path} --episodes {scenario.team.report_episodes}"),
+        ("adapt", f"{swarm} adapt {path} --shift gravity=1.5"),
         ("watch", watch),
     ]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shutil import which
 from typing import Final, Self
 
 from scenarios.scenario import Scenario
@@ -42,7 +43,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise ConfigError(
-                    f"{path} is not empty; name a new folder with --out, or continue it with: swarm resume {path}"
+                    f"{path} is not empty; name a new folder with --out, or continue it with: {swarm_command()} resume {path}"
                 )
             run = cls(path)
             run.environment_file.write_text(json.dumps(describe_machine(scenario), indent=1) + "\n", encoding="utf-8")
@@ -57,7 +58,9 @@ class RunDirectory:
     def open(cls, path: Path) -> Self:
         """Return an existing run. Raises ``CheckpointError`` where ``path`` is none."""
         if not path.exists():
-            raise CheckpointError(f"run directory {path} does not exist; start one with: swarm run halfcheetah")
+            raise CheckpointError(
+                f"run directory {path} does not exist; start one with: {swarm_command()} run halfcheetah"
+            )
         run = cls(path)
         if not run.scenario_file.is_file():
             raise CheckpointError(f"{path} is not a run directory: it has no scenario.toml")
@@ -125,8 +128,21 @@ class RunDirectory:
         """Return `last_round`. Raises ``CheckpointError`` where nothing is committed."""
         committed = self.last_round()
         if committed is None:
-            raise CheckpointError(f"{self.path} has no committed round; continue it with: swarm resume {self.path}")
+            raise CheckpointError(
+                f"{self.path} has no committed round; continue it with: {swarm_command()} resume {self.path}"
+            )
         return committed
+
+
+def swarm_command() -> str:
+    """Return how a shell in the current folder calls this program: ``swarm``, or its path where PATH lacks it."""
+    if which("swarm") is not None:
+        return "swarm"
+    script = Path(sys.executable).with_name("swarm")
+    if not script.exists():
+        return f"{sys.executable} -m scenarios"
+    here = Path.cwd()
+    return str(script.relative_to(here) if script.is_relative_to(here) else script)
 
 
 def default_path(scenario: Scenario, now: datetime) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scenarios.cli import main
-from scenarios.run_directory import RunDirectory
+from scenarios.run_directory import RunDirectory, swarm_command
 from scenarios.scenario import load_preset
 
 
@@ -91,7 +91,9 @@ def test_folder_that_holds_something_is_left_alone(capsys: pytest.CaptureFixture
 def test_run_directory_without_a_committed_round_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     RunDirectory.create(Path("fresh"), load_preset("smoke"))
     for argv in (["evaluate", "fresh"], ["video", "fresh"], ["adapt", "fresh", "--shift", "gravity=2"]):
-        assert "fresh has no committed round; continue it with: swarm resume fresh" in refused(capsys, *argv)
+        assert f"fresh has no committed round; continue it with: {swarm_command()} resume fresh" in refused(
+            capsys, *argv
+        )
 
 
 @pytest.mark.parametrize("damage", ["", "name = 3", "name = 'x'\nunknown = 1", "\x00\xff", "[team"])
