@@ -43,7 +43,8 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise ConfigError(
-                    f"{path} is not empty; name a new folder with --out, or continue it with: {swarm_command()} resume {path}"
+                    f"{path} is not empty; name a new folder with --out, "
+                    f"or continue it with: {swarm_command()} resume {path}"
                 )
             run = cls(path)
             run.environment_file.write_text(json.dumps(describe_machine(scenario), indent=1) + "\n", encoding="utf-8")
