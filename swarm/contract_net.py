@@ -236,7 +236,8 @@ class Manager:
         times = self._answer_times
         if submission.deadline_s is None or submission.awaited or len(times) < self.config.deadline_samples:
             return None
-        return now_s + min(submission.deadline_s, patience(times, self.config.deadline_mads))
+        wanted_s = max(self.config.min_patience_s, patience(times, self.config.deadline_mads))
+        return now_s + min(submission.deadline_s, wanted_s)
 
     def _publish_announcement(self, task: Task, now_s: float) -> None:
         self._out.append(Publish(task.announcement(now_s)))

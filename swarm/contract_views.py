@@ -30,6 +30,7 @@ class ManagerConfig:
         reannounce_s: an open announcement is repeated this often to whom it still waits for.
         deadline_mads: k, an auction that has a bid closes at median + k·MAD of past answer times ...
         deadline_samples: ... once so many are known; only where ``deadline_s`` is given and nobody is ``awaited``.
+        min_patience_s: ... but not before: a process that computes may answer late without being gone.
         max_finished: ended tasks that are remembered, to answer a repeated submission.
         max_peers: agents that are remembered; dead ones are forgotten first.
     """
@@ -41,6 +42,7 @@ class ManagerConfig:
     reannounce_s: float = 2.0
     deadline_mads: float = 6.0
     deadline_samples: int = 8
+    min_patience_s: float = 0.25
     max_finished: int = 10_000
     max_peers: int = 10_000
 

@@ -455,17 +455,18 @@ def test_open_announcement_is_repeated_to_who_has_not_answered() -> None:
     assert only(net.tick(104.0), Announcement).deadline_s == 1.0
 
 
-def test_deadline_adapts_to_how_fast_contractors_answer() -> None:
+@pytest.mark.parametrize(("answer_s", "patient_s"), [(0.5, 0.49), (0.01, 0.24)])
+def test_deadline_adapts_to_how_fast_contractors_answer_above_a_floor(answer_s: float, patient_s: float) -> None:
     net = Net("a", "b", capacity=100)
     for n in range(8):
         epoch = net.submit(replace(TASK, task_id=f"t{n}"))
-        net.now_s += 0.1
+        net.now_s += answer_s
         net.bid("a", epoch, task_id=f"t{n}")
         net.bid("b", epoch, task_id=f"t{n}")
     epoch = net.submit()
     net.bid("a", epoch)
-    assert of(net.tick(net.now_s + 0.05), Award) == []
-    assert only(net.tick(net.now_s + 0.06), Award).agent == "a"
+    assert of(net.tick(net.now_s + patient_s), Award) == []
+    assert only(net.tick(net.now_s + 0.02), Award).agent == "a"
 
 
 def test_restarted_manager_cancels_unknown_awards_and_sells_them_again() -> None:
