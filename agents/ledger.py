@@ -32,8 +32,8 @@ class Ledger:
         updates: SAC updates so far, summed over members; ``trained``: the same per member.
         standings: latest evaluation per member.
         previous: the evaluation before it, against which gains are measured.
-        lots_since: lots won per member since the latest evaluation.
-        predicted_since: sum of winning bids for compute per member since then.
+        lots_since: lots won since the latest evaluation by the members that won any in the newest auctioned round.
+        predicted_since: sum of those members' winning bids for compute since then.
         records: agent → kind of work → bid record.
         best: the member with the highest evaluated return; the first one before any evaluation.
         accepted: adaptations accepted so far.

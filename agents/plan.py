@@ -66,7 +66,7 @@ def plan_round(team: TeamConfig, index: int, env_steps: int) -> RoundPlan:
         "evaluate": rounds.evaluate_every > 0 and index % rounds.evaluate_every == 0,
         "adapt": rounds.adapt_every > 0 and index % rounds.adapt_every == 0,
     }
-    random = env_steps < rounds.random_steps
+    random = env_steps < rounds.random_steps or index == 1  # nobody can vote or train before there are rows
     budget = team.budget_steps - env_steps
     steps = {NOMINAL: min(rounds.steps, _whole_blocks(budget))}
     left = _whole_blocks(budget - steps[NOMINAL])

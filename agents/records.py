@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import structlog
+
 from agents.ledger import Ledger
 from swarm.checkpoint import CheckpointStore
 from swarm.messages import Evaluation, Json
 
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ class RunRecords:
     def write_evaluation(self, label: str, evaluation: Evaluation, episodes: int) -> None:
         """Enter the first ``episodes`` reported episodes under ``label`` (``before`` or ``after``)."""
         path = self.run_dir / EVALUATION
-        data: dict[str, Json] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        data = _read_object(path)
         data[label] = {
             "member": next(iter(evaluation.scores)),
             "version": evaluation.round_index,
@@ -96,6 +99,19 @@ class RunRecords:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _round_of(line) < index]
         _replace(path, "".join(line + "\n" for line in [*kept, json.dumps(summary)]))
+
+
+def _read_object(path: Path) -> dict[str, Json]:
+    """Read a JSON object; what is damaged is moved aside and said, so that the end of a run never depends on it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        return found
+    os.replace(path, path.with_name(path.name + ".damaged"))
+    log.warning("damaged_file_moved_aside", path=str(path))
+    return {}
 
 
 def _round_of(line: str) -> int:

@@ -37,7 +37,7 @@ def shifted_tasks(team: TeamConfig, round_index: int) -> tuple[TaskParameters, .
     tasks = []
     for _ in range(BLOCK_SIZE):
         name = SHIFTED_FACTORS[rng.integers(len(SHIFTED_FACTORS))]
-        tasks.append(replace(TaskParameters(), **{name: float(1.5 ** rng.uniform(-3.0, 3.0))}))  # type: ignore[arg-type]
+        tasks.append(replace(team.task, **{name: float(1.5 ** rng.uniform(-3.0, 3.0))}))  # type: ignore[arg-type]
     return tuple(tasks)
 
 

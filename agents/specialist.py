@@ -11,7 +11,6 @@ from typing import ClassVar, cast
 from agents.bidding import bid_for_rights
 from agents.config import TeamConfig
 from agents.pinned import Pinned, pinned_round
-from agents.plan import group_of
 from swarm.agent import Agent, AgentContext
 from swarm.checkpoint import CheckpointStore
 from swarm.errors import PeerLost
@@ -108,8 +107,3 @@ class Specialist(Agent):
             )
         )
         return {"files": {name: digest}, "updates": updates, "metrics": trainer.metrics()}
-
-
-def world_file(team: TeamConfig, member: str) -> str:
-    """Name of the file that holds the world model of ``member``."""
-    return f"world-{group_of(team, member)}.safetensors"

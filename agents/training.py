@@ -97,7 +97,7 @@ class TrainingRun:
     async def _perform(self, plan: RoundPlan) -> RoundResult:
         result = RoundResult()
         terms: dict[str, Json] = {"round": plan.index, "base": plan.base, "rows": dict(self.rows)}
-        if plan.random or not plan.exchange:
+        if plan.lots == 0 or not plan.exchange:
             result.seats = fixed_seats(self.team, self.rows[NOMINAL])
             result.lots = fixed_lots(self.team, plan)
         else:

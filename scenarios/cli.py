@@ -53,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left, as in `swarm list | head -1`
         sys.stderr.close()
         return EXIT_FAILED
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"swarm: error: cannot read or write{where}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_BAD_INPUT if isinstance(error, PermissionError) else EXIT_FAILED
 
 
 def build_parser() -> argparse.ArgumentParser:

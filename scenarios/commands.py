@@ -124,7 +124,10 @@ def list_scenarios(arguments: argparse.Namespace) -> int:
         table.add_row(preset.name, team.env_id, f"{team.budget_steps:,}".replace(",", " "), preset.description)
     console = Console()
     console.print(table)
-    console.print(f"tasks for --task: {', '.join(KNOWN_TASKS)}, or any Gymnasium id with box spaces", highlight=False)
+    console.print(
+        f"tasks for --task: {', '.join(KNOWN_TASKS)}, or another MuJoCo id of Gymnasium with box spaces",
+        highlight=False,
+    )
     return 0
 
 

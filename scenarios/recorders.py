@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Self, TextIO, cast
 
 from scenarios.observer import ProcessEvent, RunOutcome
@@ -27,6 +28,7 @@ class EventLog:
         self._statistics: BusStatistics | None = None
 
     def __enter__(self) -> Self:
+        _end_torn_line(self._run.events_file)
         self._file = self._run.events_file.open("a", encoding="utf-8")
         return self
 
@@ -76,6 +78,16 @@ class EventLog:
         row = {"wall_time": time.time(), "source": source, "kind": kind, "name": name, "detail": detail, **more}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+
+
+def _end_torn_line(path: Path) -> None:
+    """Cut what a killed session left of its last line."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        path.write_bytes(data[:whole])
 
 
 class TensorboardLog:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -140,9 +141,12 @@ def deployed_member(run_dir: Path, manifest: Manifest) -> str:
     """Return the member that selection episodes chose: the reported one, else the best so far."""
     path = run_dir / "evaluation.json"
     if path.exists():
-        after = json.loads(path.read_text(encoding="utf-8")).get("after")
-        if after is not None and after["version"] == manifest.round_index:
-            return cast(str, after["member"])
+        try:
+            after = json.loads(path.read_text(encoding="utf-8")).get("after")
+            if after is not None and after["version"] == manifest.round_index:
+                return cast(str, after["member"])
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; delete it to use the best member so far") from error
     ledger = cast(Mapping[str, str], CheckpointStore(run_dir).load_ledger(manifest)["ledger"])
     return ledger["best"]
 
@@ -182,12 +186,15 @@ async def adapt_run(run_dir: Path, shift: TaskParameters, *, seed: int | None = 
     member = deployed_member(run_dir, manifest)
     pinned = await asyncio.to_thread(Pinned, run_dir, team, manifest.round_index)
     weights = {name: await asyncio.to_thread(pinned.acting_weights, name) for name in team.members}
+    label = f"adapt-{seed or 0}"
+    task = _under(team.task, shift)
     async with bridge_alone(scenario, run_dir / "logs" / "adapt.log") as bridge:
-        result = await adapt_policy(bridge, team, weights, incumbent=member, task=shift, label=f"adapt-{seed or 0}")
+        result = await adapt_policy(bridge, team, weights, incumbent=member, task=task, label=label)
+    nominal = TaskParameters()
     factors = {key: getattr(shift, key) for key in TaskParameters.__dataclass_fields__}
     return AdaptationOutcome(
         member=result.member,
-        shift={key: float(value) for key, value in factors.items() if value not in (None, 1.0)},
+        shift={key: float(value) for key, value in factors.items() if value != getattr(nominal, key)},
         accepted=result.decision.accepted,
         before=float(result.before.mean()),
         after=float(result.after.mean()),
@@ -200,6 +207,15 @@ async def adapt_run(run_dir: Path, shift: TaskParameters, *, seed: int | None = 
             "adapter": {key: value.tolist() for key, value in result.adapter.items()},
         },
     )
+
+
+def _under(task: TaskParameters, shift: TaskParameters) -> TaskParameters:
+    """Return ``task`` with everything that ``shift`` changes."""
+    nominal = TaskParameters()
+    changed = {
+        f.name: getattr(shift, f.name) for f in fields(shift) if getattr(shift, f.name) != getattr(nominal, f.name)
+    }
+    return replace(task, **changed)
 
 
 async def video_run(run_dir: Path, output: Path | None = None) -> Path:

@@ -20,6 +20,12 @@ def test_nobody_trains_or_is_evaluated_while_actions_are_random() -> None:
     assert not plan.evaluate
 
 
+def test_the_first_round_is_random_whatever_the_setting_since_there_are_no_rows() -> None:
+    eager = replace(TEAM, rounds=replace(TEAM.rounds, random_steps=0))
+    assert plan_round(eager, 1, 0).random
+    assert not plan_round(eager, 2, 200).random
+
+
 def test_lots_follow_the_steps_of_all_streams() -> None:
     plain, shifted = plan_round(TEAM, 7, 2000), plan_round(TEAM, 9, 2000)
     assert plain.lots == 20
