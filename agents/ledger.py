@@ -31,7 +31,7 @@ class Ledger:
         adaptation_steps: environment steps of test-time probes, not part of the budget.
         updates: SAC updates so far, summed over members; ``trained``: the same per member.
         standings: latest evaluation per member.
-        previous: the evaluation before it, against which gains are measured.
+        previous: returns of the evaluation before it.
         lots_since: lots won since the latest evaluation by the members that won any in the newest auctioned round.
         predicted_since: sum of those members' winning bids for compute since then.
         records: agent → kind of work → bid record.

@@ -52,6 +52,7 @@ class _Interruption:
         raise KeyboardInterrupt from None
 
     async def guard(self, main: Coroutine[Any, Any, ReturnT]) -> ReturnT:
+        """Await ``main``; the first signal cancels it and starts the timer."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 

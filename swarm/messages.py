@@ -244,7 +244,7 @@ class Gradient(Message):
     """Gradients of the shared parameters at round ``version``.
 
     Attributes:
-        owner: member on whose experience they were computed, or ``aggregate``.
+        owner: member on whose experience they were computed; of an aggregate, the group of members that share it.
         kind: ``member`` (one agent's own) or ``aggregate`` (the guarded combination of all).
         num_samples: samples behind each gradient, for weighting.
         arrays: ``prediction`` (G, P) and optionally ``meta`` (M, P) float32; P shared parameters.
@@ -262,7 +262,7 @@ class Evaluation(Message):
     """A judgement by ``judge`` about members, in round ``round_index``.
 
     Attributes:
-        kind: ``vote`` (peer critics), ``return`` (evaluation episodes), ``adaptation`` (accept or reject).
+        kind: ``vote`` (peer critics), ``return-…`` with the purpose of the episodes, ``adaptation`` (accept or reject).
         scores: a number per member name.
         details: anything that explains them.
     """
