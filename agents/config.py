@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
@@ -118,6 +118,28 @@ class RoundConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrialConfig:
+    """Trials of a run on several tasks: several episodes under one task, over which the policy's memory lasts.
+
+    Attributes:
+        episodes: episodes of a trial.
+        episode_steps: length limit of such an episode; a trial has ``episodes * episode_steps`` steps.
+        train_tasks: how many tasks of the suite there are to train on.
+        test_tasks: how many tasks of the suite are kept for the reported trials.
+    """
+
+    episodes: int = 5
+    episode_steps: int = 200
+    train_tasks: int = 40
+    test_tasks: int = 16
+
+    @property
+    def steps(self) -> int:
+        """Steps of one trial in one environment."""
+        return self.episodes * self.episode_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FaultConfig:
     """Named interventions: topic ``replace`` carries each payload's content of the round before, ``stop`` nothing."""
 
@@ -127,26 +149,46 @@ class FaultConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeamConfig:
-    """What every agent of a run knows: the options that a node passes to ``Agent(options=…)``."""
+    """What every agent of a run knows: the options that a node passes to ``Agent(options=…)``.
+
+    Attributes:
+        learners: the agents whose members act and train; empty: all of them. One name is the arm 'one agent'.
+        train_tasks: what the environments are asked to do, one trial after the other; empty: ``task``, always.
+        test_tasks: what the reported trials of such a run ask for.
+    """
 
     env_id: str = "HalfCheetah-v4"
     task: TaskParameters = field(default_factory=TaskParameters)
+    train_tasks: tuple[TaskParameters, ...] = ()
+    test_tasks: tuple[TaskParameters, ...] = ()
     seed: int = 0
     mode: str = "collaborative"
     budget_steps: int = 20_000
     reproducible: bool = True
     report_episodes: int = 10
     agents: tuple[str, ...] = MEMBERS
+    learners: tuple[str, ...] = ()
     member: MemberConfig = field(default_factory=MemberConfig)
     sac: SacConfig = field(default_factory=SacConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     rounds: RoundConfig = field(default_factory=RoundConfig)
+    trials: TrialConfig = field(default_factory=TrialConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
 
     @property
     def members(self) -> tuple[str, ...]:
         """The agents that own a member, in the fixed order of every reduction; further agents only bid on work."""
-        return tuple(name for name in MEMBERS if name in self.agents)
+        return tuple(name for name in MEMBERS if name in self.agents and name in (self.learners or MEMBERS))
+
+    @property
+    def specialists(self) -> tuple[str, ...]:
+        """The agents that can train a member, their own or another's."""
+        return tuple(name for name in MEMBERS if name in self.agents and name != "coordinator")
+
+    @property
+    def trains_world(self) -> bool:
+        """Whether somebody aggregates gradients of the world model and somebody applies them."""
+        return "meta" in self.agents and "state" in self.agents
 
     def to_json(self) -> dict[str, Json]:
         """JSON-like form; `from_json` gives an equal object back."""
@@ -161,12 +203,16 @@ class TeamConfig:
             "sac": SacConfig,
             "world": WorldConfig,
             "rounds": RoundConfig,
+            "trials": TrialConfig,
             "faults": FaultConfig,
         }
         values = {
             key: _build(nested[key], value) if key in nested and isinstance(value, Mapping) else value
             for key, value in data.items()
         }
+        for key in ("train_tasks", "test_tasks"):
+            tasks = cast(Sequence[Mapping[str, Json]], values.get(key, ()))
+            values[key] = [_build(TaskParameters, task) for task in tasks]
         return _build(cls, values)
 
 

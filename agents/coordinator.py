@@ -27,8 +27,11 @@ class CoordinatorAgent(Agent):
     manages: ClassVar[bool] = True
 
     async def propose(self, announcement: Announcement, context: AgentContext) -> Proposal | Refusal:
-        """Bid for seats and lots of the coordinator's own member."""
+        """Bid for seats and lots of the coordinator's own member, if it learns."""
         team = TeamConfig.from_json(self.options)
+        if self.name not in team.members:
+            reason = "owns no member that learns"
+            return Refusal(task_id=announcement.task_id, epoch=announcement.epoch, agent=self.name, reason=reason)
         return await bid_for_rights(self.name, announcement, context, team)
 
     async def perform(self, award: Award, context: AgentContext) -> Mapping[str, Json]:

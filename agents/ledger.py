@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 from agents.auctions import standardise
 from swarm.bidding import BidRecord
 from swarm.messages import Json
+
+NumberT = TypeVar("NumberT", int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +33,8 @@ class Ledger:
         adaptation_steps: environment steps of test-time probes, not part of the budget.
         updates: SAC updates so far, summed over members; ``trained``: the same per member.
         standings: latest evaluation per member.
-        previous: returns of the evaluation before it.
-        lots_since: lots won since the latest evaluation by the members that won any in the newest auctioned round.
-        predicted_since: sum of those members' winning bids for compute since then.
+        lots_since: lots won since the latest evaluation.
+        predicted_since: sum of the winning bids for compute since then.
         records: agent → kind of work → bid record.
         best: the member with the highest evaluated return; the first one before any evaluation.
         accepted: adaptations accepted so far.
@@ -48,7 +49,6 @@ class Ledger:
     trained: Mapping[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
     standings: Mapping[str, Standing] = field(default_factory=dict)
-    previous: Mapping[str, float] = field(default_factory=dict)
     lots_since: Mapping[str, int] = field(default_factory=dict)
     predicted_since: Mapping[str, float] = field(default_factory=dict)
     records: Mapping[str, Mapping[str, BidRecord]] = field(default_factory=dict)
@@ -111,8 +111,8 @@ class Ledger:
         """Return the ledger after members won ``lots`` with bids that sum to ``predicted``."""
         return replace(
             self,
-            lots_since={name: self.lots_since.get(name, 0) + n for name, n in lots.items()},
-            predicted_since={name: self.predicted_since.get(name, 0.0) + v for name, v in predicted.items()},
+            lots_since=_added(self.lots_since, lots),
+            predicted_since=_added(self.predicted_since, predicted),
         )
 
     def with_evaluation(self, standings: Mapping[str, Standing]) -> Ledger:
@@ -135,9 +135,12 @@ class Ledger:
         best = max(sorted(standings), key=lambda name: standings[name].mean_return)
         return replace(
             ledger,
-            previous={name: row.mean_return for name, row in self.standings.items()},
             standings=dict(standings),
             lots_since={},
             predicted_since={},
             best=best,
         )
+
+
+def _added(sums: Mapping[str, NumberT], more: Mapping[str, NumberT]) -> dict[str, NumberT]:
+    return {**sums, **{name: sums[name] + value if name in sums else value for name, value in more.items()}}

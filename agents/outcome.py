@@ -49,8 +49,6 @@ def settle(team: TeamConfig, ledger: Ledger, plan: RoundPlan, result: RoundResul
         },
         wall_s=ledger.wall_s + elapsed_s,
     )
-    for _member, agent in sorted(result.performers.items()):
-        ledger = ledger.with_outcome(agent, "learn", 1.0, 1.0)
     rewards = cast(Mapping[str, float], result.collected[NOMINAL]["mean_rewards"])
     if result.bids and len(rewards) >= 2:
         for member, score in sorted(standardise(rewards).items()):

@@ -19,18 +19,13 @@ from safetensors.numpy import load_file, save
 
 from agents.config import TeamConfig
 from agents.learning.encoder import Columns, Parameters, Stream, columns_from_arrays, encode_stream
-from agents.learning.maml import adapted_loss, meta_gradients
 from agents.learning.normalizer import Scales, empty_normalizer, normalizer_from_rows
 from agents.learning.replay import Replay, build_replay
 from agents.learning.sac import MemberState
-from agents.learning.windows import Windows, cut_windows, sample_windows, split_windows
 from agents.learning.world_model import (
     WorldState,
-    apply_gradients,
     encoder_parameters,
     init_world,
-    prediction_error,
-    prediction_gradients,
     world_from_arrays,
     world_to_arrays,
 )
@@ -43,20 +38,18 @@ from agents.member import (
     to_arrays,
     votes,
 )
-from agents.plan import NOMINAL, SHIFTED, group_of, groups_of
-from agents.randomness import generator, stream_key
+from agents.plan import NOMINAL, group_of, groups_of
+from agents.randomness import stream_key
 from agents.rollouts import ENVIRONMENT_FILE, prefixed
 from agents.trainer import Trainer
 from swarm.checkpoint import CheckpointStore, Manifest
 from swarm.environment import EnvironmentSpec
 from swarm.errors import ConfigError
 from swarm.experience import ExperienceReader
-from swarm.messages import Arrays, Json
-from swarm.policy import BLOCK_SIZE
+from swarm.messages import Arrays
 
 VOTE_STEPS: Final = 16
 POOLED_EXPERIENCE: Final = 0.5
-QUALITY_WINDOWS: Final = 64
 KEPT: Final = 4
 
 
@@ -66,14 +59,6 @@ class View:
 
     columns: Columns
     stream: Stream
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MemberGradients:
-    """Gradients of the world model, (G, P) float32 each: ``prediction`` and, where there are shifted rows, ``meta``."""
-
-    arrays: dict[str, NDArray[np.generic]]
-    num_samples: int
 
 
 @lru_cache(maxsize=KEPT)
@@ -133,6 +118,11 @@ class Pinned:
         self._worlds: dict[str, WorldState] = {}
         self._views: dict[tuple[str, str], View] = {}
         self._replays: dict[str, Replay] = {}
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory that this is a round of."""
+        return self._run_dir
 
     def member(self, name: str) -> MemberState:
         """Training state of a member."""
@@ -209,78 +199,6 @@ class Pinned:
         enough = POOLED_EXPERIENCE * self.member(member).num_updates
         peers = [name for name in self.team.members if name != member and self.member(name).num_updates >= enough]
         return torch.cat([self.member(name).targets for name in peers]) if peers else None
-
-    def member_gradients(self, member: str, round_index: int) -> MemberGradients:
-        """Gradients of the world model on windows that this member draws: prediction, and MAML's outer loop."""
-        group, config = group_of(self.team, member), self.team.world
-        world, scales = self.world(group), self.scales(group)
-        rng = generator(self.team.seed, round_index, "gradient", member)
-        arrays: dict[str, NDArray[np.generic]] = {}
-        if self.rows[NOMINAL] >= config.window:
-            view, number = self.view(group), config.gradients_per_round
-            windows = sample_windows(
-                view.columns, view.stream.states, rng, number * config.windows_per_batch, config.window
-            )
-            arrays["prediction"] = prediction_gradients(world, windows, scales, number)
-        if self._num_stretches:
-            shifted = self.view(group, SHIFTED)
-            gradients = []
-            for _ in range(config.meta_gradients_per_round):
-                support, query = self._task_windows(shifted, rng, config.meta_tasks)
-                gradients.append(meta_gradients(world, support, query, scales, config))
-            arrays["meta"] = np.concatenate(gradients)
-        return MemberGradients(arrays=arrays, num_samples=config.windows_per_batch * config.window)
-
-    def apply_to_world(
-        self, group: str, gradients: Arrays, round_index: int
-    ) -> tuple[bytes, Arrays, Mapping[str, Json]]:
-        """Return the next world model as a file, its encoder's weights, and how well the pinned one predicts.
-
-        Meta-gradients are applied after the prediction gradients, each in turn.
-        """
-        world, config = self.world(group), self.team.world
-        for kind in ("prediction", "meta"):
-            if kind in gradients:
-                world = apply_gradients(world, np.array(gradients[kind], np.float32), config)
-        weights = {name: value.numpy() for name, value in encoder_parameters(world).items()}
-        return save(world_to_arrays(world)), weights, self.world_quality(group, round_index)
-
-    def world_quality(self, group: str, round_index: int) -> dict[str, Json]:
-        """Return how the pinned world model predicts: relative to repeating the last value, and after inner steps."""
-        config, scales = self.team.world, self.scales(group)
-        rng = generator(self.team.seed, round_index, "quality", group)
-        quality: dict[str, Json] = {}
-        if self.rows[NOMINAL] >= config.window:
-            view = self.view(group)
-            windows = sample_windows(view.columns, view.stream.states, rng, QUALITY_WINDOWS, config.window)
-            found = prediction_error(self.world(group), windows, scales)
-            quality |= {"error": found["mse"], "persistence": found["persistence_mse"], "ratio": found["ratio"]}
-        if self._num_stretches:
-            shifted = self.view(group, SHIFTED)
-            support, query = self._task_windows(shifted, rng, QUALITY_WINDOWS)
-            before, after = adapted_loss(self.world(group), support, query, scales, config)
-            quality |= {"meta_before": before, "meta_after": after}
-        return quality
-
-    def _task_windows(self, view: View, rng: np.random.Generator, num_tasks: int) -> tuple[Windows, Windows]:
-        """Draw support and query windows of ``window / 2`` steps, side by side within one stretch under one task."""
-        half = self.team.world.window // 2
-        stretch = rng.integers(0, self._num_stretches, size=num_tasks)
-        offset = rng.integers(0, self._stretch_steps - 2 * half + 1, size=num_tasks)
-        environment = rng.integers(0, BLOCK_SIZE, size=num_tasks)
-        starts = np.stack([stretch * self._stretch_steps + offset, environment], axis=1)
-        return split_windows(cut_windows(view.columns, view.stream.states, starts, 2 * half), half)
-
-    @property
-    def _stretch_steps(self) -> int:
-        return self.team.rounds.shifted_steps // BLOCK_SIZE
-
-    @property
-    def _num_stretches(self) -> int:
-        """Whole stretches under shifted dynamics that are long enough for support and query."""
-        if self._stretch_steps < self.team.world.window:
-            return 0
-        return self.rows[SHIFTED] // self._stretch_steps
 
     # --- acting -------------------------------------------------------------------------------------------------------
 

@@ -80,8 +80,8 @@ def plan_round(team: TeamConfig, index: int, env_steps: int) -> RoundPlan:
         lots=0 if random else round(sum(steps.values()) * rounds.updates_per_step / rounds.lot),
         groups=groups_of(team),
         evaluate=due["evaluate"] and not random,
-        adapt=due["adapt"] and not random and "adaptation" in team.members,
-        exchange=team.mode != "independent",
+        adapt=due["adapt"] and not random and "adaptation" in team.agents,
+        exchange=team.mode != "independent" and len(team.members) > 1,
     )
 
 

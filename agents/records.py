@@ -1,4 +1,4 @@
-"""The files that the coordinator writes: checkpoints, metrics, final evaluation. Blocking; no torch."""
+"""The files that the coordinator writes, and what they say of a finished run. Blocking; no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import cast
 import structlog
 
 from agents.ledger import Ledger
-from swarm.checkpoint import CheckpointStore
+from swarm.checkpoint import CheckpointStore, Manifest, write_durably
+from swarm.errors import CheckpointError
 from swarm.messages import Evaluation, Json
 
 METRICS = "metrics.jsonl"
@@ -92,13 +93,54 @@ class RunRecords:
             "distances": cast(list[float], evaluation.details["episode_distances"])[:episodes],
             "lengths": cast(list[int], evaluation.details["lengths"])[:episodes],
         }
-        _replace(path, json.dumps(data, indent=1))
+        write_durably(path, json.dumps(data, indent=1).encode())
 
     def _cut_metrics(self, index: int, summary: Mapping[str, Json]) -> None:
         path = self.run_dir / METRICS
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _round_of(line) < index]
-        _replace(path, "".join(line + "\n" for line in [*kept, json.dumps(summary)]))
+        write_durably(path, "".join(line + "\n" for line in [*kept, json.dumps(summary)]).encode())
+
+
+def newest_checkpoint(run_dir: Path) -> Manifest:
+    """Return the newest valid checkpoint. Raises ``CheckpointError`` where there is none."""
+    manifest, skipped = CheckpointStore(run_dir).latest()
+    for row in skipped:
+        log.warning("checkpoint_skipped", checkpoint=row.path.name, reason=row.reason)
+    if manifest is None:
+        damaged = "; ".join(f"{row.path.name}: {row.reason}" for row in skipped)
+        raise CheckpointError(
+            f"{run_dir} has no valid checkpoint"
+            + (f" ({damaged})" if damaged else "; was a first round ever committed?")
+        )
+    return manifest
+
+
+def reported_evaluation(run_dir: Path, round_index: int) -> Mapping[str, Json] | None:
+    """Return the reported episodes of a run's end, if it ended with that round.
+
+    Raises:
+        CheckpointError: the file of evaluations is damaged.
+    """
+    path = run_dir / EVALUATION
+    if not path.exists():
+        return None
+    try:
+        after: Mapping[str, Json] | None = json.loads(path.read_text(encoding="utf-8")).get("after")
+        if after is None or after["version"] != round_index:
+            return None
+        return {key: after[key] for key in ("member", "returns", "distances", "lengths")}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; delete it to use the best member so far") from error
+
+
+def deployed_member(run_dir: Path, manifest: Manifest) -> str:
+    """Return the member that selection episodes chose: the reported one, else the best so far."""
+    reported = reported_evaluation(run_dir, manifest.round_index)
+    if reported is not None:
+        return cast(str, reported["member"])
+    ledger = cast(Mapping[str, str], CheckpointStore(run_dir).load_ledger(manifest)["ledger"])
+    return ledger["best"]
 
 
 def _read_object(path: Path) -> dict[str, Json]:
@@ -120,9 +162,3 @@ def _round_of(line: str) -> int:
         return cast(int, json.loads(line)["round_index"])
     except (ValueError, KeyError, TypeError):
         return 1 << 62
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

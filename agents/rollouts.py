@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from agents.config import TeamConfig
 from agents.plan import NOMINAL
 from agents.randomness import generator, stream_key
+from agents.trials import Stretch, cut_into_trials, tasks_of_trial
 from swarm.environment import EpisodeStatistics, RolloutRequest, RolloutResult, TaskParameters
 from swarm.messages import Arrays, Json
 from swarm.policy import BLOCK_SIZE
@@ -31,9 +32,12 @@ TASK_SIZE: Final = len(fields(TaskParameters))
 def shifted_tasks(team: TeamConfig, round_index: int) -> tuple[TaskParameters, ...]:
     """Return one training task per environment: one dynamics factor each, 1.5^U[-3, 3].
 
-    Source: the factors of RESeL, Luo et al. 2024, arXiv:2405.15384.
+    Runs on several tasks draw from their training tasks instead. Source: the factors of RESeL, Luo et al. 2024,
+    arXiv:2405.15384.
     """
     rng = generator(team.seed, round_index, "shifted-tasks")
+    if team.train_tasks:
+        return tuple(team.train_tasks[index] for index in rng.integers(len(team.train_tasks), size=BLOCK_SIZE))
     tasks = []
     for _ in range(BLOCK_SIZE):
         name = SHIFTED_FACTORS[rng.integers(len(SHIFTED_FACTORS))]
@@ -47,18 +51,21 @@ def task_vector(task: TaskParameters) -> NDArray[np.float32]:
     return np.array([np.nan if value is None else float(value) for value in values], np.float32)
 
 
-def collection_request(pinned: Pinned, terms: Mapping[str, Json]) -> RolloutRequest:
-    """Return the stretch that a ``collect`` contract asks for; nominal environments go on where they stopped."""
+def collection_requests(pinned: Pinned, terms: Mapping[str, Json]) -> list[RolloutRequest]:
+    """Return what a ``collect`` contract asks for, in order; nominal environments go on where they stopped.
+
+    One request, or, in a run on several tasks, one for each trial that the stretch touches.
+    """
     team = pinned.team
     stream, round_index = cast(str, terms["stream"]), cast(int, terms["round"])
-    seats = cast(Sequence[str], terms["seats"])
+    seats, steps = cast(Sequence[str], terms["seats"]), cast(int, terms["steps"])
     nominal = stream == NOMINAL
     snapshot = pinned.environment_snapshot() if nominal else None
-    return RolloutRequest(
+    first = RolloutRequest(
         env_id=team.env_id,
         tasks=(team.task,) * BLOCK_SIZE if nominal else shifted_tasks(team, round_index),
         seed=stream_key(team.seed, stream) if nominal else stream_key(team.seed, stream, round_index),
-        num_steps=cast(int, terms["steps"]),
+        num_steps=steps,
         policy=POLICY,
         policy_options={"seats": list(seats), "random": cast(bool, terms["random"])},
         weights=pinned.seat_weights(seats),
@@ -66,50 +73,108 @@ def collection_request(pinned: Pinned, terms: Mapping[str, Json]) -> RolloutRequ
         policy_state=None if snapshot is None else pinned.policy_state(seats),
         noise_seed=stream_key(team.seed, round_index, "explore", stream),
     )
+    if not nominal or not team.train_tasks:
+        return [first]
+    stretches = cut_into_trials(pinned.rows[stream], steps, team.trials.steps)
+    return [_trial_request(team, first, stretch, round_index) for stretch in stretches]
+
+
+def _trial_request(team: TeamConfig, whole: RolloutRequest, stretch: Stretch, round_index: int) -> RolloutRequest:
+    """Return the part of ``whole`` within one trial; what starts a trial starts with fresh episodes and memory."""
+    return replace(
+        whole,
+        tasks=tasks_of_trial(team, stretch.trial),
+        seed=stream_key(team.seed, NOMINAL, stretch.trial),
+        num_steps=stretch.steps,
+        snapshot=None if stretch.fresh else whole.snapshot,
+        policy_state=None if stretch.fresh else whole.policy_state,
+        carry_state=True,
+        noise_seed=stream_key(team.seed, round_index, "explore", NOMINAL, stretch.trial),
+        max_episode_steps=team.trials.episode_steps,
+    )
 
 
 def evaluation_request(pinned: Pinned, terms: Mapping[str, Json], seats: Sequence[str], block: int) -> RolloutRequest:
-    """Return one block of deterministic episodes; selection and reported episodes use disjoint seeds."""
+    """Return one block of deterministic episodes, or trials; selection and reported ones use disjoint seeds and tasks.
+
+    Members that share a block meet the same tasks, in the same order.
+    """
+    team = pinned.team
     reported = terms["purpose"] in ("before", "after")
     labels: tuple[int | str, ...] = ("report",) if reported else ("selection", cast(int, terms["base"]))
-    return _episodes_request(pinned, seats, stream_key(pinned.team.seed, *labels, block))
+    number = len(cast(Sequence[str], terms["members"]))
+    tasks = team.test_tasks if reported else team.train_tasks
+    indices = [(block * BLOCK_SIZE + seat) // number for seat in range(BLOCK_SIZE)]
+    return _episodes_request(pinned, seats, stream_key(team.seed, *labels, block), _in_turn(team, tasks, indices))
 
 
 def evaluation_blocks(pinned: Pinned, member: str, episodes: int, seed: int | None) -> list[RolloutRequest]:
-    """Return blocks for ``episodes`` reported episodes of one member; without ``seed``, those of the run's report."""
-    base = pinned.team.seed if seed is None else seed
+    """Return blocks for ``episodes`` reported episodes (or trials) of one member; without ``seed``, the report's."""
+    team = pinned.team
+    base = team.seed if seed is None else seed
     return [
-        _episodes_request(pinned, (member,) * BLOCK_SIZE, stream_key(base, "report", block))
+        _episodes_request(
+            pinned,
+            (member,) * BLOCK_SIZE,
+            stream_key(base, "report", block),
+            _in_turn(team, team.test_tasks, range(block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE)),
+        )
         for block in range(-(-episodes // BLOCK_SIZE))
     ]
 
 
+def _in_turn(
+    team: TeamConfig, tasks: Sequence[TaskParameters], indices: Sequence[int]
+) -> tuple[TaskParameters, ...]:
+    return tuple(tasks[index % len(tasks)] if tasks else team.task for index in indices)
+
+
 def video_request(pinned: Pinned, member: str) -> RolloutRequest:
-    """Return a block of the first reported episodes with positions, for a film."""
+    """Return a block of the first reported episodes, or trials, with positions, for a film."""
     return replace(evaluation_blocks(pinned, member, 1, None)[0], record_qpos=True)
 
 
-def _episodes_request(pinned: Pinned, seats: Sequence[str], seed: int) -> RolloutRequest:
+def _episodes_request(
+    pinned: Pinned, seats: Sequence[str], seed: int, tasks: tuple[TaskParameters, ...]
+) -> RolloutRequest:
+    """Return one episode of each environment, or a whole trial in a run on several tasks."""
+    team = pinned.team
+    trials = bool(team.train_tasks)
     return RolloutRequest(
-        env_id=pinned.team.env_id,
-        tasks=(pinned.team.task,) * BLOCK_SIZE,
+        env_id=team.env_id,
+        tasks=tasks,
         seed=seed,
-        num_steps=None,
+        num_steps=team.trials.steps if trials else None,
         policy=POLICY,
         policy_options={"seats": list(seats), "random": False},
         weights=pinned.seat_weights(seats),
-        max_episode_steps=pinned.team.rounds.evaluation_steps,
+        carry_state=trials,
+        max_episode_steps=team.trials.episode_steps if trials else team.rounds.evaluation_steps,
     )
 
 
 def experience_columns(
-    result: RolloutResult, members: Sequence[int], tasks: Sequence[TaskParameters]
+    parts: Sequence[tuple[RolloutRequest, RolloutResult]], members: Sequence[int]
 ) -> dict[str, NDArray[np.generic]]:
-    """Return the store's columns, each (T, E, …): the rollout's own, who acted, and under which task."""
+    """Return the store's columns, each (T, E, …): the rollouts' own one after the other, who acted, under which task.
+
+    Where the next rollout starts afresh, an episode that had not ended was cut: it is marked as truncated.
+    """
+    columns = [_columns_of(request, result, members) for request, result in parts]
+    for part, (following, _) in zip(columns, parts[1:], strict=False):
+        if following.snapshot is None:
+            part["truncated"] = part["truncated"].copy()
+            part["truncated"][-1] |= ~np.asarray(part["terminated"][-1], bool)
+    return {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+
+
+def _columns_of(
+    request: RolloutRequest, result: RolloutResult, members: Sequence[int]
+) -> dict[str, NDArray[np.generic]]:
     shape = result.columns["reward"].shape
-    vectors = np.stack([task_vector(task) for task in tasks])
+    vectors = np.stack([task_vector(task) for task in request.tasks])
     return {
-        **{name: column for name, column in result.columns.items() if name != "qpos"},
+        **{name: np.asarray(column) for name, column in result.columns.items() if name != "qpos"},
         "member": np.broadcast_to(np.array(members, np.int32), shape),
         "task": np.broadcast_to(vectors, (*shape, TASK_SIZE)),
     }
@@ -125,9 +190,9 @@ def episode_summary(episode: EpisodeStatistics, seats: Sequence[str]) -> dict[st
     }
 
 
-def mean_rewards(result: RolloutResult, seats: Sequence[str]) -> dict[str, float]:
+def mean_rewards(results: Sequence[RolloutResult], seats: Sequence[str]) -> dict[str, float]:
     """Return each seated member's mean reward a step."""
-    rewards = np.asarray(result.columns["reward"], np.float64)
+    rewards = np.concatenate([np.asarray(result.columns["reward"], np.float64) for result in results])
     return {
         name: float(np.mean([rewards[:, e].mean() for e in range(len(seats)) if seats[e] == name]))
         for name in sorted(set(seats))

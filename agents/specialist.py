@@ -11,6 +11,7 @@ from typing import ClassVar, cast
 from agents.bidding import bid_for_rights
 from agents.config import TeamConfig
 from agents.pinned import Pinned, pinned_round
+from agents.world_work import member_gradients
 from swarm.agent import Agent, AgentContext
 from swarm.checkpoint import CheckpointStore
 from swarm.errors import PeerLost
@@ -37,15 +38,23 @@ class Specialist(Agent):
 
     async def propose(self, announcement: Announcement, context: AgentContext) -> Proposal | Refusal:
         """Bid: by votes for seats and lots, by ownership and load for training, outright for the own kinds of work."""
-        try:
-            if announcement.kind == "act":
-                await self._vote(announcement.terms, context)
-            if announcement.kind in ("act", "compute"):
-                return await bid_for_rights(self.name, announcement, context, self.team)
-        except PeerLost as error:
-            return Refusal(task_id=announcement.task_id, epoch=announcement.epoch, agent=self.name, reason=str(error))
+        if announcement.kind in ("act", "compute"):
+            return await self._bid_for_rights(announcement, context)
         value = self._value_of_training(announcement.terms) if announcement.kind == "learn" else 1.0
         return Proposal(task_id=announcement.task_id, epoch=announcement.epoch, agent=self.name, values=(value,))
+
+    async def _bid_for_rights(self, announcement: Announcement, context: AgentContext) -> Proposal | Refusal:
+        """Vote, hear the others' votes, bid; refuse where this agent's member does not learn or a judge is missing."""
+        try:
+            if self.name not in self.team.members:
+                reason = "owns no member that learns"
+            else:
+                if announcement.kind == "act":
+                    await self._vote(announcement.terms, context)
+                return await bid_for_rights(self.name, announcement, context, self.team)
+        except PeerLost as error:
+            reason = str(error)
+        return Refusal(task_id=announcement.task_id, epoch=announcement.epoch, agent=self.name, reason=reason)
 
     async def perform(self, award: Award, context: AgentContext) -> Mapping[str, Json]:
         """Do what was awarded."""
@@ -83,7 +92,7 @@ class Specialist(Agent):
         terms = award.terms
         round_index, member = cast(int, terms["round"]), cast(str, terms["member"])
         pinned = await context.compute(self.pinned, terms, context)
-        gradients = await context.compute(pinned.member_gradients, member, round_index)
+        gradients = await context.compute(member_gradients, pinned, member, round_index)
         context.publish(
             Gradient(
                 owner=member,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 from agents.specialist import COMMON_SKILLS, Specialist, Work
+from agents.world_work import apply_to_world
 from swarm.agent import AgentContext
 from swarm.messages import Arrays, Award, Gradient, Json, Message, ParameterVersion
 from swarm.topics import Topic
@@ -49,7 +50,7 @@ class StateModelingAgent(Specialist):
     def _apply(
         self, terms: Mapping[str, Json], context: AgentContext, group: str, gradients: Arrays
     ) -> tuple[bytes, Arrays, Mapping[str, Json]]:
-        return self.pinned(terms, context).apply_to_world(group, gradients, cast(int, terms["round"]))
+        return apply_to_world(self.pinned(terms, context), group, gradients, cast(int, terms["round"]))
 
 
 def aggregate_key(message: Message) -> tuple[str, int] | None:

@@ -108,7 +108,7 @@ class TrainingRun:
             homes = training_homes(result.lots, await self._processes())
             for member, home in homes.items():
                 group.create_task(self._learn(plan, member, home, result, terms))
-            if "meta" in self.team.members and "state" in self.team.members:
+            if self.team.trains_world:
                 group.create_task(self._model(plan, result, terms))
             if plan.evaluate:
                 group.create_task(self._evaluate(plan, result))
@@ -191,7 +191,7 @@ class TrainingRun:
 
     async def _processes(self) -> dict[str, int]:
         """Return the process of each training specialist, from its presence on the bus."""
-        names = [name for name in self.team.members if name != "coordinator"]
+        names = self.team.specialists
         found = await self.context.gather(Topic.PRESENCE, _agent_key, names, self.team.rounds.patience_s)
         return {name: cast(Hello | Heartbeat, found[name]).process_id for name in names}
 
@@ -284,6 +284,9 @@ class TrainingRun:
 
     async def _initialise(self) -> None:
         """Round 0: fresh members and world models."""
+        if not self.team.trains_world:
+            incident = "the encoder stays as it was born: training it takes the agents 'meta' and 'state'"
+            self.ledger = replace(self.ledger, incidents=(*self.ledger.incidents, incident))
         outcome = _only(await self._contract("initialise", {"round": 0}))
         files = cast(Mapping[str, str], outcome["files"])
         summary = summary_of(self.team, self.ledger, 0, None)

@@ -19,7 +19,16 @@ import zmq
 from numpy.typing import NDArray
 
 from env_bridge.tasks import task_to_json
-from env_bridge.wire import MAX_FRAME_BYTES, Letter, decode, encode, letter_to_result, read, request_to_letter
+from env_bridge.wire import (
+    MAX_FRAME_BYTES,
+    Letter,
+    decode,
+    encode,
+    letter_to_result,
+    read,
+    read_floats,
+    request_to_letter,
+)
 from swarm.environment import EnvironmentSpec, RolloutRequest, RolloutResult, TaskParameters
 from swarm.errors import ActionError, CodecError, ConfigError, PeerLost, SwarmError
 from swarm.messages import Arrays, Json
@@ -310,8 +319,8 @@ def _read_spec(reply: Letter) -> EnvironmentSpec:
         env_id=read(body, "env_id", str),
         observation_size=read(body, "observation_size", int),
         action_size=read(body, "action_size", int),
-        action_low=read(body, "action_low", float),
-        action_high=read(body, "action_high", float),
+        action_low=read_floats(body, "action_low"),
+        action_high=read_floats(body, "action_high"),
         max_episode_steps=read(body, "max_episode_steps", int),
         timestep_s=read(body, "timestep_s", float),
     )

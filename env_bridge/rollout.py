@@ -61,7 +61,7 @@ class Progress:
     Attributes:
         observation: (E, O) float32, what the policy sees next.
         reward: (E,) float32, of the previous step.
-        reset: (E,) whether the next row starts an episode.
+        reset: (E,) whether the policy starts anew with the next row.
         total_reward: (E,) undiscounted return so far, float64.
         start: (E,) position along the heading where the episode began, in metres.
         state: (E, S) policy state.
@@ -119,7 +119,7 @@ class Rollout:
             return Progress(
                 observation=to_float32(observation),
                 reward=np.zeros(count, dtype=np.float32),
-                reset=np.ones(count, dtype=np.bool_),
+                reset=np.full(count, not (request.carry_state and request.policy_state is not None)),
                 total_reward=np.zeros(count),
                 start=env.simulation.distance(),
                 state=state,
@@ -223,7 +223,7 @@ class Rollout:
                 noise=drawn[block],
             )
             action[block], state[block] = self._policy.act(given)
-        now.state = state
+        now.state = np.where(self._active[:, None], state, now.state)
         if not np.isfinite(action).all():
             environment, index = (int(place) for place in np.argwhere(~np.isfinite(action))[0])
             raise ActionError(
@@ -259,8 +259,9 @@ class Rollout:
                     )
                 )
         now.observation = to_float32(self._env.reset(indices))
-        now.reward[indices] = 0.0
-        now.reset[indices] = True
+        if not self._request.carry_state:
+            now.reward[indices] = 0.0
+            now.reset[indices] = True
         now.total_reward[indices] = 0.0
         now.start[indices] = self._env.simulation.distance()[indices]
         if self._one_episode:

@@ -37,6 +37,9 @@ NOMINAL: Final = TaskParameters()
 GOALS: Final = ("velocity", "direction")
 FACTORS: Final = ("gravity", "mass", "friction", "damping", "actuator_gain")
 SHIFTED_FACTORS: Final = ("gravity", "mass", "friction", "damping")
+NUM_ACTUATORS: Final[Mapping[str, int]] = {"HalfCheetah": 6, "Ant": 8, "Humanoid": 17, "Walker2d": 6, "Hopper": 3}
+PLANAR_ROBOTS: Final = ("HalfCheetah", "Walker2d", "Hopper")
+TEST_SEED: Final = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,27 @@ def check_task(task: TaskParameters) -> TaskParameters:
         if value is not None:
             _check_value(name, value)
     return task
+
+
+def check_task_fits(task: TaskParameters, env_id: str) -> TaskParameters:
+    """Return ``task`` if the robot of ``env_id`` can do it; of unknown robots, the bridge says so when it starts.
+
+    Raises:
+        ConfigError: a value outside its range, an actuator that the robot does not have, a heading out of its plane.
+    """
+    check_task(task)
+    robot = env_id.partition("-")[0]
+    actuators = NUM_ACTUATORS.get(robot)
+    if task.crippled is not None and actuators is not None and task.crippled >= actuators:
+        raise ConfigError(f"task parameter crippled={task.crippled}: {robot} has actuators 0 to {actuators - 1}")
+    if task.direction is not None and robot in PLANAR_ROBOTS and abs(math.sin(task.direction)) > 1e-6:
+        raise ConfigError(f"task parameter direction={task.direction:g}: {robot} is planar and can only go 0 or pi")
+    return task
+
+
+def combine(task: TaskParameters, shift: TaskParameters) -> TaskParameters:
+    """Return ``task`` with everything that ``shift`` changes."""
+    return replace(task, **task_to_json(shift))  # type: ignore[arg-type]  # names and types are those of the fields
 
 
 def _check_value(name: str, value: float) -> None:
@@ -184,6 +208,15 @@ SUITES: Final[Mapping[str, Callable[..., TaskParameters]]] = {
 }
 
 
+SUITE_ROBOTS: Final[Mapping[str, str]] = {
+    "halfcheetah-vel": "HalfCheetah",
+    "halfcheetah-dir": "HalfCheetah",
+    "ant-dir": "Ant",
+    "humanoid-dir": "Humanoid",
+}
+"""Robots that a suite is made for; the suites of shifts fit every robot."""
+
+
 def is_registered(env_id: str) -> bool:
     """Whether Gymnasium knows ``env_id``; imports gymnasium at the first call."""
     import gymnasium
@@ -203,9 +236,38 @@ def suite(name: str, *, count: int, seed: int, test: bool | None = None) -> tupl
     Raises:
         ConfigError: an unknown suite, or a half that it does not have.
     """
-    if name not in SUITES:
-        nearest = difflib.get_close_matches(name, SUITES, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown suite {name!r}; did you mean {nearest!r}? (known: {', '.join(SUITES)})")
+    _check_suite_name(name)
     half = name == "shift-test" if test is None else test
     entropy = [seed, list(SUITES).index(name), int(half)]
     return tuple(SUITES[name](np.random.default_rng([*entropy, index]), index, test=half) for index in range(count))
+
+
+def train_and_test_tasks(
+    name: str, env_id: str, *, num_train: int, num_test: int, seed: int
+) -> tuple[tuple[TaskParameters, ...], tuple[TaskParameters, ...]]:
+    """Return the tasks that a run of ``env_id`` trains on and those it is tested on.
+
+    Training tasks follow the run's seed; test tasks are the same for every run. ``shift-train`` is tested on
+    ``shift-test``, ``halfcheetah-dir`` on both of its headings.
+
+    Raises:
+        ConfigError: an unknown suite, one that is only for testing, or one made for another robot.
+    """
+    _check_suite_name(name)
+    robot = SUITE_ROBOTS.get(name)
+    if robot is not None and env_id.partition("-")[0] != robot:
+        raise ConfigError(f"suite {name!r} is for {robot}, not for {env_id}; choose another with suite=…")
+    return suite(name, count=num_train, seed=seed, test=False), held_out_tasks(name, num_test)
+
+
+def held_out_tasks(name: str, count: int) -> tuple[TaskParameters, ...]:
+    """Return the first ``count`` test tasks of a suite, the same for every run. Raises ``ConfigError`` as `suite`."""
+    _check_suite_name(name)
+    tested = "shift-test" if name == "shift-train" else name
+    return suite(tested, count=count, seed=TEST_SEED, test=tested != "halfcheetah-dir")
+
+
+def _check_suite_name(name: str) -> None:
+    if name not in SUITES:
+        nearest = difflib.get_close_matches(name, SUITES, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown suite {name!r}; did you mean {nearest!r}? (known: {', '.join(SUITES)})")

@@ -104,8 +104,8 @@ class VectorEnv:
             env_id=self.env_id,
             observation_size=self.simulation.observe().shape[1],
             action_size=len(self.simulation.action_low),
-            action_low=float(self.simulation.action_low.min()),
-            action_high=float(self.simulation.action_high.max()),
+            action_low=tuple(self.simulation.action_low.tolist()),
+            action_high=tuple(self.simulation.action_high.tolist()),
             max_episode_steps=self.max_episode_steps,
             timestep_s=float(self.simulation.timestep_s),
         )

@@ -146,6 +146,7 @@ def request_to_letter(request: RolloutRequest, request_id: int) -> Letter:
         "policy": request.policy,
         "policy_options": request.policy_options,
         "has_snapshot": request.snapshot is not None,
+        "carry_state": request.carry_state,
         "noise_seed": request.noise_seed,
         "max_episode_steps": request.max_episode_steps,
         "record_qpos": request.record_qpos,
@@ -167,6 +168,7 @@ def letter_to_request(letter: Letter) -> RolloutRequest:
         policy_options=cast(Mapping[str, Json], read(body, "policy_options", dict)),
         snapshot=_ungroup("snapshot", arrays) if read(body, "has_snapshot", bool) else None,
         policy_state=None if state is None else cast(NDArray[np.float32], state),
+        carry_state=read(body, "carry_state", bool),
         noise_seed=read_optional(body, "noise_seed"),
         max_episode_steps=read_optional(body, "max_episode_steps"),
         record_qpos=read(body, "record_qpos", bool),
@@ -215,3 +217,11 @@ def read_maps(body: Mapping[str, Json], key: str) -> list[dict[str, Json]]:
     if not all(isinstance(item, dict) for item in value):
         raise ConfigError(f"request field {key!r}: expected a list of maps")
     return cast(list[dict[str, Json]], value)
+
+
+def read_floats(body: Mapping[str, Json], key: str) -> tuple[float, ...]:
+    """A list of floats. Raises ``ConfigError`` otherwise."""
+    value = read(body, key, list)
+    if not all(isinstance(item, float) for item in value):
+        raise ConfigError(f"request field {key!r}: expected a list of numbers")
+    return tuple(value)

@@ -76,7 +76,22 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "doctor", "Check this machine: versions, cores, threads, rendering, ports, disk.", "swarm doctor"
     )
     _add_json(doctor)
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
+    bench = _command(
+        commands,
+        "bench",
+        "Measure this project beside its peers and the machine's limit, in one run; quote the ratios.",
+        "swarm bench update --json",
+    )
+    bench.add_argument("name", metavar="NAME", help="ssm, update, maml, … (a wrong name lists all)")
+    bench.add_argument(
+        "--threads", metavar="N", type=_positive, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)"
+    )
+    _add_json(bench)
 
 
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -138,8 +153,26 @@ def _add_run_directory_commands(commands: argparse._SubParsersAction[_Parser]) -
         help="factors on gravity, mass, friction, damping, actuator_gain; crippled=INDEX; velocity=M/S",
     )
     _add_json(adapt)
+    _add_export(commands)
     video = _command(commands, "video", "Film the trained policy to video.mp4.", "swarm video runs/halfcheetah-0")
     _add_directory(video)
+
+
+def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
+    export = _command(
+        commands,
+        "export",
+        "Write a trained policy as one file and a card, for use without the swarm (docs/export.md).",
+        "swarm export runs/halfcheetah-0 --out policy.safetensors",
+    )
+    _add_directory(export)
+    export.add_argument("--member", metavar="NAME", help="whose policy (default: the one that the run reported)")
+    export.add_argument("--round", metavar="N", type=_round_number, help="a kept round (default: the newest)")
+    export.add_argument("--out", metavar="PATH", type=Path, help="file to write (default: DIR/policy.FORMAT)")
+    export.add_argument(
+        "--format", metavar="F", help="safetensors, pt2 (torch.export) or onnx (default: as PATH ends, or safetensors)"
+    )
+    _add_json(export)
 
 
 def _command(commands: argparse._SubParsersAction[_Parser], name: str, purpose: str, example: str) -> _Parser:
@@ -170,6 +203,12 @@ def _positive(text: str) -> int:
     if not 1 <= number <= 10_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10000")
     return number
+
+
+def _round_number(text: str) -> int:
+    if not text.isdecimal() or len(text) > 12:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a round")
+    return int(text)
 
 
 def _one_line(error: Exception) -> str:

@@ -99,6 +99,31 @@ def adapt(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export(arguments: argparse.Namespace) -> int:
+    """Write the trained policy for use without the swarm."""
+    from agents.export import FORMATS, export_policy
+
+    opened = RunDirectory.open(arguments.run_dir)
+    opened.require_checkpoint()
+    by_suffix = {suffix: form for form, suffix in FORMATS.items()}
+    form = arguments.format or (by_suffix.get(arguments.out.suffix, "safetensors") if arguments.out else "safetensors")
+    path = arguments.out or opened.path / f"policy.{form}"
+    written = export_policy(opened.path, path, member=arguments.member, round_index=arguments.round, form=form)
+    if arguments.json:
+        _print_json({"path": written.path, "card_path": written.card_path, "card": written.card})
+        return 0
+    policy, training, found = (written.card[key] for key in ("policy", "training", "evaluation"))
+    score = "not evaluated yet" if found is None else f"mean return {found['mean_return']:.1f} ({found['episodes']})"
+    Console().print(
+        f"wrote {written.path} and {written.card_path.name}: member {policy['member']} as of round "
+        f"{training['round']}, {score}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
 def video(arguments: argparse.Namespace) -> int:
     """Film the trained policy."""
     from scenarios.runner import video_run
@@ -151,14 +176,45 @@ def doctor(arguments: argparse.Namespace) -> int:
     return int(failed)
 
 
+def bench(arguments: argparse.Namespace) -> int:
+    """Run a benchmark."""
+    from scenarios import bench as benchmarks
+
+    found = benchmarks.run(arguments.name, arguments.threads)
+    if arguments.json:
+        _print_json(found)
+        return 0
+    table = Table(box=None, header_style="dim")
+    for heading in ("ratio (theirs / our time)", *(f"{number} threads" for number in arguments.threads)):
+        table.add_column(heading)
+    by_threads = [_leaves(found["ratios_by_threads"][str(number)]) for number in arguments.threads]
+    for name in by_threads[0]:
+        table.add_row(name, *(_ratio_text(ratios.get(name)) for ratios in by_threads))
+    Console().print(table)
+    return 0
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
+    leaves: dict[str, float | None] = {}
+    for name, value in tree.items():
+        leaves |= _leaves(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves
+
+
+def _ratio_text(ratio: float | None) -> str:
+    return "not measured" if ratio is None else f"{ratio:.2f}"
+
+
 COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "run": run,
     "resume": resume,
     "evaluate": evaluate,
     "adapt": adapt,
+    "export": export,
     "video": video,
     "list": list_scenarios,
     "doctor": doctor,
+    "bench": bench,
 }
 
 

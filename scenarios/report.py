@@ -156,10 +156,10 @@ def _agent_sheet(history: RunHistory) -> Sheet:
                 str(lots.get(name, 0)),
                 str(performed.get(name, 0)),
                 "" if value is None else f"{value:.0f}",
-                *(_number(reputation, kind) for kind in ("act", "compute", "learn")),
+                *(_number(reputation, kind) for kind in ("act", "compute")),
             )
         )
-    headings = ("agent", "seats", "lots", "trained", "return", "rep. act", "compute", "learn")
+    headings = ("agent", "seats", "lots", "trained", "return", "rep. act", "compute")
     return Sheet("Seats and lots won at auction, contracts to train won, reputation (rep.)", headings, tuple(rows))
 
 

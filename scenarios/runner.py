@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -14,15 +13,16 @@ import numpy as np
 import structlog
 
 from agents.config import TeamConfig
+from agents.records import deployed_member, newest_checkpoint
 from scenarios.observer import AdaptationOutcome, EvaluationOutcome, Observer, ProcessEvent, RunOutcome
 from scenarios.run_directory import RunDirectory
 from scenarios.scenario import Scenario
 from scenarios.wiring import bridge_alone, training_swarm
 from swarm import Swarm, supervisor
 from swarm.agent import Agent
-from swarm.checkpoint import CheckpointStore, Manifest, digest
+from swarm.checkpoint import CheckpointStore, digest
 from swarm.environment import Bridge, EpisodeStatistics, RolloutRequest, TaskParameters
-from swarm.errors import CheckpointError, SwarmError
+from swarm.errors import SwarmError
 from swarm.messages import RoundCommitted
 from swarm.supervisor import Exited, GaveUp, Restarted
 
@@ -121,34 +121,6 @@ def _outcome(run_dir: Path, reason: str, wall_s: float) -> RunOutcome:
 
 
 # --- what a finished run is used for ----------------------------------------------------------------------------------
-
-
-def newest_checkpoint(run_dir: Path) -> Manifest:
-    """Return the newest valid checkpoint. Raises ``CheckpointError`` where there is none."""
-    manifest, skipped = CheckpointStore(run_dir).latest()
-    for row in skipped:
-        log.warning("checkpoint_skipped", checkpoint=row.path.name, reason=row.reason)
-    if manifest is None:
-        damaged = "; ".join(f"{row.path.name}: {row.reason}" for row in skipped)
-        raise CheckpointError(
-            f"{run_dir} has no valid checkpoint"
-            + (f" ({damaged})" if damaged else "; was a first round ever committed?")
-        )
-    return manifest
-
-
-def deployed_member(run_dir: Path, manifest: Manifest) -> str:
-    """Return the member that selection episodes chose: the reported one, else the best so far."""
-    path = run_dir / "evaluation.json"
-    if path.exists():
-        try:
-            after = json.loads(path.read_text(encoding="utf-8")).get("after")
-            if after is not None and after["version"] == manifest.round_index:
-                return cast(str, after["member"])
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}; delete it to use the best member so far") from error
-    ledger = cast(Mapping[str, str], CheckpointStore(run_dir).load_ledger(manifest)["ledger"])
-    return ledger["best"]
 
 
 async def evaluate_run(run_dir: Path, *, episodes: int = 10, seed: int | None = None) -> EvaluationOutcome:

@@ -222,6 +222,12 @@ def _check_agents(team: TeamConfig) -> None:
             )
     if len(set(team.agents)) != len(team.agents):
         raise ConfigError(f"team.agents names an agent twice: {', '.join(team.agents)}")
+    for name in team.learners:
+        if name not in MEMBERS or name not in team.agents:
+            raise ConfigError(
+                f"team.learners names {name!r}; expected agents of the run that own a member: "
+                f"{', '.join(member for member in MEMBERS if member in team.agents)}"
+            )
     for name in ALWAYS_PRESENT:
         if name not in team.agents:
             raise ConfigError(f"team.agents lacks {name!r}; add it: no run works without {', '.join(ALWAYS_PRESENT)}")

@@ -89,6 +89,10 @@ RANGES: Final[Mapping[str, Range]] = {
     "team.rounds.adapt_every": _at_least(0, 10**6),
     "team.rounds.adapt_steps": _at_least(1, 10**6),
     "team.rounds.patience_s": _above(0, 86_400),
+    "team.trials.episodes": _at_least(1, 1_000),
+    "team.trials.episode_steps": _at_least(2, 10**6),
+    "team.trials.train_tasks": _at_least(1, 10_000),
+    "team.trials.test_tasks": _at_least(1, 1_000),
 }
 """Allowed values per numeric setting, by dotted path; for tuples, of each element."""
 

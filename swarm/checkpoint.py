@@ -17,8 +17,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -96,7 +96,7 @@ class CheckpointStore:
         target = self.staged_path(round_index, name)
         with _disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _write_durably(target, data)
+            write_durably(target, data)
         return hashlib.sha256(data).hexdigest()
 
     def commit(
@@ -123,7 +123,7 @@ class CheckpointStore:
             building.mkdir(parents=True)
             entries = self._gather(round_index, files, building)
             ledger_bytes = _render(ledger)
-            _write_durably(building / LEDGER, ledger_bytes)
+            write_durably(building / LEDGER, ledger_bytes)
             entries[LEDGER] = FileEntry(sha256=hashlib.sha256(ledger_bytes).hexdigest(), bytes=len(ledger_bytes))
             manifest = Manifest(
                 round_index=round_index,
@@ -132,7 +132,7 @@ class CheckpointStore:
                 versions={"format": str(FORMAT), "ssm-swarm": version("ssm-swarm")},
             )
             content = asdict(manifest)
-            _write_durably(building / MANIFEST, _render({**content, "seal": _seal(content)}))
+            write_durably(building / MANIFEST, _render({**content, "seal": _seal(content)}))
             self._publish(building, self._root / _folder(round_index))
             self._prune(round_index)
         return manifest
@@ -140,7 +140,7 @@ class CheckpointStore:
     def latest(self) -> tuple[Manifest | None, list[Skipped]]:
         """The newest checkpoint whose every byte is as committed, and the newer ones that had to be skipped."""
         skipped: list[Skipped] = []
-        for round_index in reversed(self._committed()):
+        for round_index in reversed(self.rounds()):
             try:
                 return self.verify(round_index), skipped
             except CheckpointError as error:
@@ -186,7 +186,7 @@ class CheckpointStore:
         sources = {name: (self.staged_path(round_index, name), digest) for name, digest in files.items()}
         if reserved := {MANIFEST, LEDGER} & set(files):
             raise ConfigError(f"got the reserved file name {sorted(reserved)[0]!r}; the store writes it itself")
-        previous = [index for index in self._committed() if index < round_index]
+        previous = [index for index in self.rounds() if index < round_index]
         if previous:
             for name, entry in self.read_manifest(previous[-1]).files.items():
                 if name != LEDGER:
@@ -211,14 +211,15 @@ class CheckpointStore:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _prune(self, newest: int) -> None:
-        committed = [index for index in self._committed() if index <= newest]
+        committed = [index for index in self.rounds() if index <= newest]
         for round_index in committed[: -self._keep]:
             shutil.rmtree(self._root / _folder(round_index))
         for round_index in _rounds(self._staging):
             if round_index <= newest:
                 shutil.rmtree(self._staging / _folder(round_index), ignore_errors=True)
 
-    def _committed(self) -> list[int]:
+    def rounds(self) -> list[int]:
+        """Numbers of the committed rounds that are kept, ascending; their contents are not checked."""
         return _rounds(self._root)
 
 
@@ -283,11 +284,11 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _write_durably(target: Path, data: bytes | memoryview) -> None:
-    """Temporary file in the same folder, fsync, rename, fsync the folder."""
-    fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=".writing-")
+def write_durably(target: Path, data: bytes | memoryview) -> None:
+    """Temporary file in the same folder, fsync, rename, fsync the folder. Raises ``OSError``."""
+    temporary = target.with_name(f".writing-{secrets.token_hex(8)}")
     try:
-        with os.fdopen(fd, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

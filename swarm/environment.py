@@ -44,13 +44,13 @@ class TaskParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSpec:
-    """Sizes and limits of one environment id."""
+    """Sizes and limits of one environment id; ``action_low`` and ``action_high`` have one limit per action."""
 
     env_id: str
     observation_size: int
     action_size: int
-    action_low: float
-    action_high: float
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
     max_episode_steps: int
     timestep_s: float
 
@@ -70,6 +70,8 @@ class RolloutRequest:
         policy_options: passed to its factory.
         weights: passed to its factory.
         policy_state: (E, S) to continue from; ``None``: zeros (and ``reset`` true on the first step of an episode).
+        carry_state: the policy remembers across episodes: its state and the previous reward carry over, ``reset`` is
+            true only on the first step of a rollout that has neither ``snapshot`` nor ``policy_state``.
         noise_seed: exploration noise is drawn from a Philox stream with this key; ``None``: noise is zero.
         max_episode_steps: overrides the environment's own limit.
         record_qpos: also return generalised positions (T, E, Q), for rendering.
@@ -84,6 +86,7 @@ class RolloutRequest:
     policy_options: Mapping[str, Json] = field(default_factory=dict)
     snapshot: Arrays | None = None
     policy_state: NDArray[np.float32] | None = None
+    carry_state: bool = False
     noise_seed: int | None = None
     max_episode_steps: int | None = None
     record_qpos: bool = False
@@ -107,8 +110,8 @@ class RolloutResult:
     Attributes:
         columns: arrays with leading shape (T, E): ``observation`` (T, E, O) float32, ``action`` (T, E, A) float32 as
             the policy gave it (the bridge scales [-1, 1] to the environment's limits), ``reward`` (T, E) float32,
-            ``next_observation`` (T, E, O) float32, ``terminated``, ``truncated``, ``reset`` (true where this row starts
-            an episode), ``valid`` (T, E) bool; and ``qpos`` where asked for.
+            ``next_observation`` (T, E, O) float32, ``terminated``, ``truncated``, ``reset`` (true where the policy's
+            state was reset: where this row starts an episode, see ``carry_state``), ``valid`` (T, E) bool; and ``qpos`` where asked for.
         snapshot: state of all environments after the last step: continuing from it equals not having stopped.
         policy_state: (E, S) after the last step.
         episodes: the episodes that ended, ordered by step and environment.

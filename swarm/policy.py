@@ -23,7 +23,8 @@ class PolicyInput:
     """What a policy sees at one step.
 
     Attributes:
-        reset: (E,) bool; true where an episode starts: state and previous reward do not count there.
+        reset: (E,) bool; true where an episode starts (of a rollout that carries state, only the first one): state and
+            previous reward do not count there.
         observation: (E, O) float32, raw (the policy normalises).
         reward: (E,) float32; reward of the previous step, 0 where ``reset``.
         state: (E, S) float32 as returned by the previous call (contains the previous action where it is needed).
