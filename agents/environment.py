@@ -10,18 +10,21 @@ from typing import ClassVar, cast
 import numpy as np
 from safetensors.numpy import save
 
+from agents.plan import NOMINAL
 from agents.rollouts import (
     ENVIRONMENT_FILE,
     TASK_SIZE,
-    collection_request,
+    collection_requests,
     episode_summary,
     evaluation_request,
     experience_columns,
+    mark_cut_episodes,
     mean_rewards,
 )
 from agents.specialist import COMMON_SKILLS, Specialist, Work
+from agents.trials import Played, episodes_played
 from swarm.agent import AgentContext
-from swarm.environment import Bridge, RolloutResult, TaskParameters
+from swarm.environment import Bridge, RolloutRequest, RolloutResult
 from swarm.experience import ExperienceWriter, StreamSpec
 from swarm.messages import Award, Evaluation, Json, RowsWritten
 from swarm.policy import BLOCK_SIZE
@@ -62,32 +65,34 @@ class EnvironmentAgent(Specialist):
         terms = award.terms
         stream, round_index = cast(str, terms["stream"]), cast(int, terms["round"])
         pinned = await context.compute(self.pinned, terms, context)
-        request = await context.compute(collection_request, pinned, terms)
-        result = await cast(Bridge, context.service("bridge")).rollout(request)
+        bridge = cast(Bridge, context.service("bridge"))
+        requests = await context.compute(collection_requests, pinned, terms)
+        parts = [(request, await bridge.rollout(request)) for request in requests]
+        results = [result for _, result in parts]
         seats = cast(Sequence[str], terms["seats"])
         first_row = pinned.rows[stream]
         spec = self._stream_spec(stream, pinned.sizes)
-        await context.compute(self._write, context.run_dir, spec, first_row, result, seats, request.tasks)
-        episodes = tuple(episode_summary(episode, seats) for episode in result.episodes)
+        await context.compute(self._write, context.run_dir, spec, first_row, parts, seats)
+        episodes = tuple(episode_summary(episode, seats) for result in results for episode in result.episodes)
         context.publish(
             RowsWritten(
                 round_index=round_index,
                 stream=stream,
                 first_row=first_row,
-                num_rows=len(result.columns["reward"]),
+                num_rows=sum(len(result.columns["reward"]) for result in results),
                 seats=tuple(seats),
                 episodes=episodes,
             )
         )
         files: dict[str, Json] = {}
         if stream == "nominal":
-            data = save(dict(result.snapshot))
+            data = save(dict(results[-1].snapshot))
             files[ENVIRONMENT_FILE] = await context.compute(self.stage, context, round_index, ENVIRONMENT_FILE, data)
         return {
             "files": files,
-            "steps": result.num_steps,
+            "steps": sum(result.num_steps for result in results),
             "episodes": episodes,
-            "mean_rewards": mean_rewards(result, seats),
+            "mean_rewards": mean_rewards(results, seats),
         }
 
     def _write(
@@ -95,46 +100,53 @@ class EnvironmentAgent(Specialist):
         run_dir: Path,
         spec: StreamSpec,
         first_row: int,
-        result: RolloutResult,
+        parts: Sequence[tuple[RolloutRequest, RolloutResult]],
         seats: Sequence[str],
-        tasks: Sequence[TaskParameters],
     ) -> None:
-        columns = experience_columns(result, [self.team.members.index(name) for name in seats], tasks)
+        columns = experience_columns(parts, [self.team.members.index(name) for name in seats])
+        if spec.name == NOMINAL and self.team.train_tasks:
+            mark_cut_episodes(columns, first_row, self.team.trials.steps)
         with ExperienceWriter(run_dir / "experience", spec) as writer:
             writer.write(first_row, columns)
             writer.flush()
 
     async def _evaluate(self, award: Award, context: AgentContext) -> Mapping[str, Json]:
-        """Run deterministic episodes of the named members, at most one block of 8 at a time; publish the returns."""
+        """Run deterministic episodes of the named members, at most one block of 8 at a time; publish the returns.
+
+        In a run on several tasks these are trials: what counts of each is the mean over its episodes.
+        """
         terms = award.terms
         members = cast(Sequence[str], terms["members"])
         pinned = await context.compute(self.pinned, terms, context)
-        returns: dict[str, list[float]] = {name: [] for name in members}
-        distances: dict[str, list[float]] = {name: [] for name in members}
-        lengths: dict[str, list[int]] = {name: [] for name in members}
+        trials = bool(self.team.train_tasks)
+        played: dict[str, list[Played]] = {name: [] for name in members}
+        tasks: list[Json] = []
         steps = 0
         for block in range(cast(int, terms["blocks"])):
             seats = tuple(members[(block * BLOCK_SIZE + seat) % len(members)] for seat in range(BLOCK_SIZE))
             request = await context.compute(evaluation_request, pinned, terms, seats, block)
             result = await cast(Bridge, context.service("bridge")).rollout(request)
             steps += result.num_steps
-            for episode in sorted(result.episodes, key=lambda row: row.environment):
-                name = seats[episode.environment]
-                returns[name].append(episode.total_reward)
-                distances[name].append(episode.distance_m)
-                lengths[name].append(episode.length)
+            for row in episodes_played(result.episodes, self.team.trials.episodes if trials else 1):
+                played[seats[row.environment]].append(row)
+                if seats[row.environment] == members[0]:
+                    tasks.append(asdict(request.tasks[row.environment]))
+        first = played[members[0]]
         context.publish(
             Evaluation(
                 judge=self.name,
                 round_index=cast(int, terms["base"]),
                 kind=f"return-{terms['purpose']}",
-                scores={name: float(np.mean(values)) for name, values in returns.items()},
+                scores={name: float(np.mean([row.mean_return for row in rows])) for name, rows in played.items()},
                 details={
-                    "distances": {name: float(np.mean(values)) for name, values in distances.items()},
-                    "returns": returns[members[0]],
-                    "episode_distances": distances[members[0]],
-                    "lengths": lengths[members[0]],
-                    "all_returns": returns,
+                    "distances": {
+                        name: float(np.mean([row.mean_distance_m for row in rows])) for name, rows in played.items()
+                    },
+                    "returns": [row.mean_return for row in first],
+                    "episode_distances": [row.mean_distance_m for row in first],
+                    "lengths": [row.mean_length for row in first],
+                    "all_returns": {name: [row.mean_return for row in rows] for name, rows in played.items()},
+                    **({"curves": [list(row.returns) for row in first], "tasks": tasks} if trials else {}),
                 },
             )
         )

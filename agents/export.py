@@ -26,6 +26,7 @@ from swarm.environment import EnvironmentSpec, TaskParameters
 from swarm.errors import CheckpointError, ConfigError
 from swarm.messages import Arrays, Json
 
+SCENARIO: Final = "scenario.toml"
 FORMATS: Final = {"safetensors": SUFFIX, "pt2": ".pt2", "onnx": ".onnx"}
 RECORDED_PACKAGES: Final = ("ssm-swarm", "torch", "numpy", "safetensors", "gymnasium", "mujoco")
 USAGE: Final = (
@@ -130,7 +131,8 @@ def describe(
         },
         "policy": {
             "member": member,
-            "encoder": "ssm",
+            "encoder": team.member.encoder,
+            "remembers": _memory(pinned),
             "state_size": build_policy(weights, {}).state_size,
             "parameters": sum(v.size for name, v in weights.items() if name.startswith(("enc.", "actor."))),
         },
@@ -152,13 +154,27 @@ def describe(
 
 def load_team(run_dir: Path) -> TeamConfig:
     """Return the team that a run directory's scenario names. Raises ``CheckpointError``."""
-    path = run_dir / "scenario.toml"
     try:
-        return TeamConfig.from_json(tomllib.loads(path.read_text(encoding="utf-8"))["team"])
+        return TeamConfig.from_json(_scenario_of(run_dir)["team"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{run_dir / SCENARIO} cannot be used: {error}") from error
+
+
+def _scenario_of(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / SCENARIO
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{run_dir} is not a run directory: {path.name}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ConfigError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
+
+
+def _memory(pinned: Pinned) -> str:
+    """How long the policy remembers: in a run on a suite of tasks, over the episodes of a trial."""
+    if _scenario_of(pinned.run_dir).get("suite"):
+        return f"a trial of {pinned.team.trials.episodes} episodes"
+    return "an episode"
 
 
 def _opened(source: Path | Pinned, round_index: int | None) -> tuple[Pinned, Manifest]:

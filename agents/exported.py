@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,7 +60,7 @@ class PolicyCard:
     state_size: int
     encoder: str
     sha256: str
-    content: Mapping[str, Json]
+    content: Mapping[str, Any]
 
     @property
     def action_size(self) -> int:

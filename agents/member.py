@@ -5,8 +5,9 @@ Letters: B states, M members, X inputs of actor and critics, A actions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import torch
@@ -17,14 +18,13 @@ from agents.config import MemberConfig
 from agents.learning.encoder import EncoderSizes, Parameters
 from agents.learning.networks import NetworkSizes, actor_output, critic_values, init_networks
 from agents.learning.normalizer import Scales
-from agents.learning.sac import MemberState, Scalars
+from agents.learning.sac import MemberState, Scalars, scalars_from
 from swarm.errors import CheckpointError
 
 MIN_PARAMETERS = 50_000
 MAX_PARAMETERS = 54_000
 WIDE_OBSERVATION = 100
-_INTEGERS = frozenset({"critic_steps", "actor_steps", "skipped"})
-_SCALARS = tuple(asdict(Scalars()))
+_SCALARS = len(astuple(Scalars()))
 
 
 def encoder_sizes(config: MemberConfig, observation_size: int, action_size: int) -> EncoderSizes:
@@ -35,6 +35,7 @@ def encoder_sizes(config: MemberConfig, observation_size: int, action_size: int)
         projection=config.projection,
         features=config.encoder_width,
         states=config.encoder_states,
+        kind=config.encoder,
     )
 
 
@@ -65,8 +66,10 @@ def default_member_config(observation_size: int, action_size: int) -> MemberConf
     return config
 
 
-def init_member(config: MemberConfig, observation_size: int, action_size: int, seed: int) -> MemberState:
-    """Return a new-born member; members with different seeds differ."""
+def init_member(
+    config: MemberConfig, observation_size: int, action_size: int, seed: int, *, temperature: float = 1.0
+) -> MemberState:
+    """Return a new-born member with an initial SAC temperature; members with different seeds differ."""
     sizes = network_sizes(config, observation_size, action_size)
     theta = init_networks(sizes, torch.Generator().manual_seed(seed))
     return MemberState(
@@ -75,14 +78,14 @@ def init_member(config: MemberConfig, observation_size: int, action_size: int, s
         m=torch.zeros_like(theta),
         v=torch.zeros_like(theta),
         targets=sizes.split(theta)[0].clone(),
-        scalars=Scalars(),
+        scalars=Scalars(log_alpha=math.log(temperature)),
     )
 
 
 def to_arrays(member: MemberState) -> dict[str, NDArray[np.generic]]:
     """Arrays for a checkpoint; `from_arrays` gives the same member back, to the last bit."""
-    scalars = np.array(list(asdict(member.scalars).values()), np.float64)
-    vectors = {name: getattr(member, name).numpy() for name in ("theta", "m", "v", "targets")}
+    scalars = np.array(astuple(member.scalars), np.float64)
+    vectors = {name: getattr(member, name).numpy() for name in ("theta", "m", "v", "targets", "anchor")}
     return {**vectors, "scalars": scalars}
 
 
@@ -96,22 +99,33 @@ def from_arrays(
     """
     sizes = network_sizes(config, observation_size, action_size)
     total = (sizes.num_parameters,)
-    expected = {"theta": total, "m": total, "v": total, "targets": (2, sizes.critic.size), "scalars": (len(_SCALARS),)}
+    expected = {"theta": total, "m": total, "v": total, "targets": (2, sizes.critic.size), "scalars": (_SCALARS,)}
+    if "anchor" not in arrays or arrays["anchor"].shape != (0,):
+        expected["anchor"] = (sizes.actor.size,)
     for name, shape in expected.items():
         found = arrays[name].shape if name in arrays else None
         if found != shape:
             raise CheckpointError(f"member array {name!r} has shape {found}, expected {shape}: other network sizes?")
-    values = dict(zip(_SCALARS, arrays["scalars"].tolist(), strict=True))
     return MemberState(
         sizes=sizes,
-        **{name: torch.tensor(arrays[name]) for name in ("theta", "m", "v", "targets")},
-        scalars=Scalars(**{name: int(value) if name in _INTEGERS else value for name, value in values.items()}),
+        **{name: torch.tensor(arrays[name]) for name in ("theta", "m", "v", "targets", "anchor")},
+        scalars=scalars_from(arrays["scalars"].tolist()),
     )
 
 
-def acting_weights(member: MemberState, encoder: Parameters, scales: Scales) -> dict[str, NDArray[np.float32]]:
-    """Return what a rollout policy needs: ``enc.*``, ``actor.*``, ``norm.*`` and an identity ``adapter.*``."""
-    actor = member.sizes.actor.views(member.sizes.split(member.theta)[1])
+def acting_weights(
+    member: MemberState, encoder: Parameters, scales: Scales, feature_scale: float = 1.0
+) -> dict[str, NDArray[np.float32]]:
+    """Return what a rollout policy needs: ``enc.*``, ``actor.*``, ``norm.*`` and an identity ``adapter.*``.
+
+    Args:
+        feature_scale: factor on the encoder's output while training; here it is part of the actor's first layer.
+    """
+    actor = dict(member.sizes.actor.views(member.sizes.split(member.theta)[1]))
+    features = len(encoder["output_b"])
+    scale = torch.ones(member.sizes.inputs, dtype=actor["w1"].dtype)
+    scale[-features:] = feature_scale
+    actor["w1"] = actor["w1"] * scale[:, None]
     actions = member.sizes.actions
     return {
         **{f"enc.{name}": value.detach().numpy() for name, value in encoder.items()},

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
+from agents.learning.aggregation import Aggregate
 from agents.specialist import COMMON_SKILLS, Specialist, Work
+from agents.world_work import combine_gradients
 from swarm.agent import AgentContext
 from swarm.messages import Award, Gradient, Json, Message
 from swarm.topics import Topic
@@ -23,8 +25,6 @@ class MetaLearningAgent(Specialist):
 
     async def _aggregate(self, award: Award, context: AgentContext) -> Mapping[str, Json]:
         """Wait for every member's gradient of this round, guard and combine them group by group, publish."""
-        from agents.learning.aggregation import aggregate
-
         round_index = cast(int, award.terms["round"])
         groups = cast(Mapping[str, Sequence[str]], award.terms["groups"])
         keys = [(member, round_index) for members in groups.values() for member in members]
@@ -32,7 +32,7 @@ class MetaLearningAgent(Specialist):
         skipped: list[str] = []
         for group, members in groups.items():
             gradients = [cast(Gradient, found[member, round_index]) for member in members]
-            combined = await context.compute(aggregate, gradients, self.team.world.max_gradient_norm)
+            combined = await context.compute(self._combine, award.terms, context, group, gradients)
             skipped.extend(combined.skipped)
             context.publish(
                 Gradient(
@@ -44,6 +44,11 @@ class MetaLearningAgent(Specialist):
                 )
             )
         return {"skipped": skipped}
+
+    def _combine(
+        self, terms: Mapping[str, Json], context: AgentContext, group: str, gradients: Sequence[Gradient]
+    ) -> Aggregate:
+        return combine_gradients(self.pinned(terms, context), group, gradients, cast(int, terms["round"]))
 
 
 def member_key(message: Message) -> tuple[str, int] | None:

@@ -22,7 +22,7 @@ from agents.learning.encoder import Columns, Parameters, Stream, columns_from_ar
 from agents.learning.normalizer import Scales, empty_normalizer, normalizer_from_rows
 from agents.learning.replay import Replay, build_replay
 from agents.learning.sac import MemberState
-from agents.learning.world_model import (
+from agents.learning.world_state import (
     WorldState,
     encoder_parameters,
     init_world,
@@ -46,7 +46,8 @@ from swarm.checkpoint import CheckpointStore, Manifest
 from swarm.environment import EnvironmentSpec
 from swarm.errors import ConfigError
 from swarm.experience import ExperienceReader
-from swarm.messages import Arrays
+from swarm.messages import Arrays, Json
+from swarm.policy import BLOCK_SIZE
 
 VOTE_STEPS: Final = 16
 POOLED_EXPERIENCE: Final = 0.5
@@ -73,10 +74,12 @@ def fresh_files(team: TeamConfig, spec: EnvironmentSpec) -> dict[str, bytes]:
     sizes = (spec.observation_size, spec.action_size)
     files = {}
     for name in team.members:
-        member = init_member(team.member, *sizes, seed=stream_key(team.seed, 0, "member", name))
+        seed = stream_key(team.seed, 0, "member", name)
+        member = init_member(team.member, *sizes, seed=seed, temperature=team.sac.reward_scale)
         files[member_file(name)] = save(to_arrays(member))
-    for group in groups_of(team):
-        world = init_world(team.world, team.member, *sizes, seed=stream_key(team.seed, 0, "world"))
+    for group, members in groups_of(team).items():
+        seed = stream_key(team.seed, 0, "world")
+        world = init_world(team.world, team.member, *sizes, seed=seed, heads=len(members))
         files[world_file(group)] = save(world_to_arrays(world))
     return files
 
@@ -112,7 +115,9 @@ class Pinned:
         self._store = CheckpointStore(run_dir)
         self._manifest: Manifest = self._store.read_manifest(base)
         self.rows: Mapping[str, int] = self._manifest.rows
-        environment = cast(Mapping[str, int], self._store.load_ledger(self._manifest)["environment"])
+        state = self._store.load_ledger(self._manifest)
+        environment = cast(Mapping[str, int], state["environment"])
+        self._ledger = cast(Mapping[str, Json], state["ledger"])
         self.sizes = (environment["observation_size"], environment["action_size"])
         self._members: dict[str, MemberState] = {}
         self._worlds: dict[str, WorldState] = {}
@@ -134,9 +139,24 @@ class Pinned:
     def world(self, group: str) -> WorldState:
         """World model of a group."""
         if group not in self._worlds:
-            arrays = load_file(self._store.path(self.base, world_file(group)))
-            self._worlds[group] = world_from_arrays(self.team.world, self.team.member, *self.sizes, arrays)
+            self._worlds[group] = self._load_world(group, self.base)
         return self._worlds[group]
+
+    def earlier_world(self, group: str, rounds_ago: int) -> WorldState | None:
+        """World model of a group some rounds before this one; ``None`` where that checkpoint is no longer kept."""
+        if not self._store.path(self.base - rounds_ago, world_file(group)).exists():
+            return None
+        return self._load_world(group, self.base - rounds_ago)
+
+    def _load_world(self, group: str, round_index: int) -> WorldState:
+        arrays = load_file(self._store.path(round_index, world_file(group)))
+        heads = len(groups_of(self.team)[group])
+        return world_from_arrays(self.team.world, self.team.member, *self.sizes, arrays, heads)
+
+    @property
+    def newest_rows(self) -> int:
+        """Rows (T) that the newest round added to the nominal stream: no pinned gradient has seen them."""
+        return min(self.team.rounds.steps // BLOCK_SIZE, self.rows[NOMINAL])
 
     def encoder(self, group: str) -> Parameters:
         """Weights of a group's encoder."""
@@ -166,7 +186,8 @@ class Pinned:
     def votes(self, voter: str, members: Sequence[str]) -> dict[str, float]:
         """Mean value that the voter's critics give to each member's actions on the newest observations."""
         view = self.view(group_of(self.team, voter))
-        inputs = torch.cat([view.stream.visible, view.stream.features], dim=-1)[-VOTE_STEPS:].flatten(0, 1)
+        features = view.stream.features * self.team.member.feature_scale
+        inputs = torch.cat([view.stream.visible, features], dim=-1)[-VOTE_STEPS:].flatten(0, 1)
         proposals = torch.stack([propose_actions(self.member(name), inputs) for name in members])
         return dict(zip(members, votes(self.member(voter), inputs, proposals).tolist(), strict=True))
 
@@ -182,14 +203,20 @@ class Pinned:
         allowed = (self._acted(groups_of(self.team)[group]) & self._nominal["valid"].astype(bool)).reshape(-1)
         if group not in self._replays:
             view = self.view(group)
-            self._replays[group] = build_replay(view.columns, view.stream).select(
-                torch.from_numpy(np.flatnonzero(allowed))
+            packed = build_replay(
+                view.columns,
+                view.stream,
+                feature_scale=self.team.member.feature_scale,
+                reward_scale=self.team.sac.reward_scale,
             )
+            self._replays[group] = packed.select(torch.from_numpy(np.flatnonzero(allowed)))
         own = self._acted((member,)).reshape(-1)[allowed]
         return self._replays[group], np.flatnonzero(own)
 
     def peer_targets(self, member: str) -> torch.Tensor | None:
-        """Target critics of the members that are about as experienced, in fixed order; ``None``: nobody's.
+        """Target critics of the members of the same discount that are about as experienced, in fixed order.
+
+        ``None``: nobody's.
 
         A critic with far fewer updates only drags the minimum down: on HalfCheetah-v4, pooling with beginners kept a
         lead of four updates a step below 0 at 10 000 steps, where alone it reaches 1 000 to 1 700.
@@ -197,15 +224,32 @@ class Pinned:
         if self.team.mode == "independent" or self.team.sac.pooled_targets < 2:
             return None
         enough = POOLED_EXPERIENCE * self.member(member).num_updates
-        peers = [name for name in self.team.members if name != member and self.member(name).num_updates >= enough]
+        discount = self.team.discount_of(member)
+        peers = [
+            name
+            for name in self.team.members
+            if name != member and self.team.discount_of(name) == discount and self.member(name).num_updates >= enough
+        ]
         return torch.cat([self.member(name).targets for name in peers]) if peers else None
+
+    def guide(self, member: str) -> torch.Tensor | None:
+        """Actor of the member with the best evaluation so far; ``None`` for itself, and before any evaluation."""
+        best = cast(str, self._ledger["best"])
+        if self.team.mode == "independent" or best == member or not self._ledger["standings"]:
+            return None
+        pinned = self.member(best)
+        return pinned.sizes.split(pinned.theta)[1]
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
     def acting_weights(self, member: str) -> dict[str, NDArray[np.float32]]:
         """Weights of a member's rollout policy."""
         group = group_of(self.team, member)
-        return acting_weights(self.member(member), self.encoder(group), self.scales(group))
+        return self.weights_of(self.member(member), group)
+
+    def weights_of(self, state: MemberState, group: str) -> dict[str, NDArray[np.float32]]:
+        """Weights of the rollout policy of a member's training state."""
+        return acting_weights(state, self.encoder(group), self.scales(group), self.team.member.feature_scale)
 
     def seat_weights(self, seats: Sequence[str]) -> Arrays:
         """Weights of all seated members, ``name/`` before each key."""

@@ -82,16 +82,23 @@ class RunRecords:
         with (self.run_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(summary) + "\n")
 
-    def write_evaluation(self, label: str, evaluation: Evaluation, episodes: int) -> None:
-        """Enter the first ``episodes`` reported episodes under ``label`` (``before`` or ``after``)."""
+    def write_evaluation(self, label: str, evaluation: Evaluation, episodes: int, steps: int) -> None:
+        """Enter the first ``episodes`` reported episodes, or trials, under ``label`` (``before`` or ``after``).
+
+        Args:
+            steps: environment steps that it took to choose this member and to evaluate it.
+        """
         path = self.run_dir / EVALUATION
         data = _read_object(path)
+        trials = {name: evaluation.details[name] for name in ("curves", "tasks") if name in evaluation.details}
         data[label] = {
             "member": next(iter(evaluation.scores)),
             "version": evaluation.round_index,
+            "steps": steps,
             "returns": cast(list[float], evaluation.details["returns"])[:episodes],
             "distances": cast(list[float], evaluation.details["episode_distances"])[:episodes],
             "lengths": cast(list[int], evaluation.details["lengths"])[:episodes],
+            **{name: cast(list[Json], rows)[:episodes] for name, rows in trials.items()},
         }
         write_durably(path, json.dumps(data, indent=1).encode())
 

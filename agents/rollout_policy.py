@@ -1,11 +1,11 @@
 """Acting as a `swarm.policy.Policy`: encoder and actor of one or more members in NumPy. Imports no torch.
 
-Letters in this file: E environments (always `BLOCK_SIZE`), O observation, A action, N complex encoder states,
-S = 2 N + A policy state.
+Letters in this file: M members, E environments (always `BLOCK_SIZE`), O observation, A action, S policy state.
 
-State of an environment: real and imaginary parts of the encoder's states, interleaved, then the previous action. Every
-distinct member acts on the whole block and the rows of its seats are taken, so that the shape of each matrix product,
-and with it the last bit of its result, does not depend on who sits where.
+State of an environment: that of the encoder, then the previous action. Every distinct member acts on the whole block
+and the rows of its seats are taken, so that the shape of each matrix product, and with it the last bit of its result,
+does not depend on who sits where. Members of the same sizes act side by side, as one stack of matrices; where they
+share an encoder, it makes its step once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.acting_encoders import acting_encoder, expected_rows, required_arrays
 from swarm.errors import ConfigError
 from swarm.messages import Arrays, Json
-from swarm.policy import BLOCK_SIZE, PolicyInput
+from swarm.policy import BLOCK_SIZE, Policy, PolicyInput
 
 Float32Array = NDArray[np.float32]
 OBSERVATION_CLIP = 10.0
@@ -27,7 +28,6 @@ LOG_STD_MIN = -10.0
 LOG_STD_MAX = 2.0
 OPTIONS = frozenset({"seats", "random", "zero_encoder"})
 REQUIRED = (
-    *(f"enc.{name}" for name in ("nu", "theta", "input_w", "output_w", "skip_w", "output_b", "gate_w", "gate_b")),
     *(f"actor.{name}" for name in ("w1", "b1", "w2", "b2", "w3", "b3")),
     *(f"norm.{name}" for name in ("mean", "factor", "reward_factor")),
 )
@@ -76,24 +76,44 @@ def _by_member(weights: Arrays) -> dict[str, dict[str, Float32Array]]:
 class SeatedPolicy:
     """Members on the seats of one block; see `swarm.policy.Policy`."""
 
-    def __init__(self, actors: Mapping[str, MemberPolicy], seats: Sequence[str], *, random: bool) -> None:
-        self._rows = [(actor, np.array([s == name for s in seats])) for name, actor in actors.items()]
-        self._random = random
-        self.state_size = self._rows[0][0].state_size
-        if any(actor.state_size != self.state_size for actor, _ in self._rows):
+    def __init__(self, actors: Mapping[str, Policy], seats: Sequence[str], *, random: bool) -> None:
+        sizes = {actor.state_size for actor in actors.values()}
+        if len(sizes) > 1:
             raise ConfigError("seated members differ in state size; all members of a block need the same sizes")
+        (self.state_size,) = sizes
+        self._random = random
+        alike: dict[object, list[str]] = {}
+        for name, actor in actors.items():
+            alike.setdefault(actor.members.shapes if isinstance(actor, MemberPolicy) else name, []).append(name)
+        self._groups = [(_side_by_side([actors[n] for n in names]), *_places(names, seats)) for names in alike.values()]
 
     def act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
         """Return actions (E, A) in [−1, 1] and the next state (E, S)."""
-        action = np.zeros_like(given.noise)
-        state = np.zeros_like(given.state)
-        for actor, rows in self._rows:
-            its_action, its_state = actor.act(given)
-            action[rows], state[rows] = its_action[rows], its_state[rows]
+        action = np.empty_like(given.noise)
+        state = np.empty_like(given.state)
+        for actor, rows, places in self._groups:
+            if isinstance(actor, Members):
+                actions, states = actor.act(given)
+                action[rows] = actions[places, rows]
+                state[rows] = states[places if len(states) > 1 else 0, rows]
+            else:
+                its_action, its_state = actor.act(given)
+                action[rows], state[rows] = its_action[rows], its_state[rows]
         if self._random:
             action = _uniform(given.noise)
-            state[:, -action.shape[1] :] = action
+        state[:, -action.shape[1] :] = action
         return action, state
+
+
+def _side_by_side(actors: Sequence[Policy]) -> Policy | Members:
+    plain = [actor.members for actor in actors if isinstance(actor, MemberPolicy)]
+    return Members.stack(plain) if plain else actors[0]
+
+
+def _places(names: Sequence[str], seats: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows in which one of ``names`` sits, and for each of these which one."""
+    rows = [row for row, seat in enumerate(seats) if seat in names]
+    return np.array(rows, np.int64), np.array([names.index(seats[row]) for row in rows], np.int64)
 
 
 def _uniform(noise: Float32Array) -> Float32Array:
@@ -103,70 +123,134 @@ def _uniform(noise: Float32Array) -> Float32Array:
 
 
 class MemberPolicy:
-    """Encoder and tanh-Gaussian actor of one member."""
+    """Encoder and tanh-Gaussian actor of one member, for any number E of environments."""
 
     def __init__(self, weights: Mapping[str, Float32Array], *, zero_encoder: bool = False) -> None:
-        missing = [name for name in REQUIRED if name not in weights]
-        if missing:
-            raise ConfigError(f"acting weights lack {missing[0]!r}; expected {', '.join(REQUIRED)}")
-        self._w = dict(weights)
-        self._zero_encoder = zero_encoder
-        self._actions = self._w["actor.b3"].shape[0] // 2
-        self._states = self._w["enc.nu"].shape[0]
-        self._gain = self._w.get("adapter.gain", np.ones(self._actions, np.float32))
-        self._bias = self._w.get("adapter.bias", np.zeros(self._actions, np.float32))
-        self.state_size = 2 * self._states + self._actions
-        radius = np.exp(-np.exp(self._w["enc.nu"]))
-        self._decay = (radius * np.exp(1j * np.exp(self._w["enc.theta"]))).astype(np.complex64)
-        gamma = np.sqrt(1 - np.square(radius))
-        self._input_w = (self._w["enc.input_w"] * np.repeat(gamma, 2)).astype(np.float32)
-        self._check_shapes()
-
-    def _check_shapes(self) -> None:
-        visible = self._w["enc.proj_b" if "enc.proj_w" in self._w else "norm.mean"].shape[0]
-        features = self._w["enc.output_b"].shape[0]
-        inputs = visible + self._actions + 1
-        for name, rows in (
-            ("enc.input_w", inputs),
-            ("enc.skip_w", inputs),
-            ("enc.output_w", 2 * self._states),
-            ("actor.w1", visible + features),
-            ("adapter.gain", self._actions),
-        ):
-            found = self._w[name].shape[0] if name in self._w else rows
-            if found != rows:
-                raise ConfigError(f"acting weight {name!r} has {found} rows, expected {rows}: arrays of other sizes?")
+        _check(weights)
+        self.members = Members([weights], zero_encoder=zero_encoder)
+        self.state_size = self.members.state_size
 
     def act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
         """Return actions (E, A) in [−1, 1] and the next state (E, S)."""
+        actions, states = self.members.act(given)
+        state = states[0]
+        state[:, -actions.shape[2] :] = actions[0]
+        return actions[0], state
+
+    def choose(self, visible: Float32Array, features: Float32Array, noise: Float32Array) -> Float32Array:
+        """Return the actions (E, A) in [−1, 1] for encoded observations."""
+        chosen: Float32Array = self.members.choose(visible[None], features[None], noise)[0]
+        return chosen
+
+    def encode(self, given: PolicyInput) -> tuple[Float32Array, Float32Array, Float32Array]:
+        """Return visible part (E, V), features (E, D) and encoder state (E, S − A) for the given observation."""
+        visible, features, states = self.members.encode(given)
+        return visible[0], features[0], states[0]
+
+
+class Members:
+    """M members of the same sizes, side by side."""
+
+    def __init__(self, weights: Sequence[Mapping[str, Float32Array]], *, zero_encoder: bool = False) -> None:
+        self._weights, self._zero_encoder = weights, zero_encoder
+        seen = [name for name in weights[0] if name.startswith(("enc.", "norm."))]
+        first = weights[0]
+        # The team's members share one encoder; independent ones have their own.
+        shared = all(np.array_equal(first[name], other[name]) for other in weights[1:] for name in seen)
+        of_encoder = {name: np.stack([w[name] for w in (weights[:1] if shared else weights)]) for name in seen}
+        self._encoder = acting_encoder(
+            {n.removeprefix("enc."): v for n, v in of_encoder.items() if n.startswith("enc.")}
+        )
+        self._mean, self._factor, self._reward_factor = (
+            of_encoder[f"norm.{name}"][:, None] for name in ("mean", "factor", "reward_factor")
+        )
+        self._projection = (
+            (of_encoder["enc.proj_w"], of_encoder["enc.proj_b"][:, None]) if "enc.proj_w" in first else None
+        )
+        actor = {name: np.stack([w[f"actor.{name}"] for w in weights]) for name in ("w1", "b1", "w2", "b2", "w3", "b3")}
+        self._layers = [(actor[f"w{i}"], actor[f"b{i}"][:, None]) for i in (1, 2, 3)]
+        self._actions = first["actor.b3"].shape[0] // 2
+        ones, zeros = np.ones(self._actions, np.float32), np.zeros(self._actions, np.float32)
+        self._gain = np.stack([w.get("adapter.gain", ones) for w in weights])[:, None]
+        self._bias = np.stack([w.get("adapter.bias", zeros) for w in weights])[:, None]
+        self.state_size = self._encoder.state_size + self._actions
+
+    @classmethod
+    def stack(cls, members: Sequence[Members]) -> Members:
+        """Return the given members, of the same `shapes`, as one stack."""
+        return cls([w for each in members for w in each._weights], zero_encoder=members[0]._zero_encoder)
+
+    @property
+    def shapes(self) -> tuple[object, ...]:
+        """What members that are stacked must have in common."""
+        return (self._zero_encoder, *((name, value.shape) for name, value in sorted(self._weights[0].items())))
+
+    def act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
+        """Return actions (M, E, A) in [−1, 1] and the next states (M, E, S), the action's place in these left empty.
+
+        Where members share an encoder, there is one state for all, (1, E, S).
+        """
         visible, features, states = self.encode(given)
-        w = self._w
+        action = self.choose(visible, features, given.noise)
+        state = np.empty((*states.shape[:2], self.state_size), np.float32)
+        state[..., : states.shape[2]] = states
+        return action, state
+
+    def choose(self, visible: Float32Array, features: Float32Array, noise: Float32Array) -> Float32Array:
+        """Return the actions (M, E, A) for encoded observations (1 or M, E, …)."""
+        (w1, b1), (w2, b2), (w3, b3) = self._layers
         if self._zero_encoder:
             features = np.zeros_like(features)
-        hidden = np.maximum(np.concatenate([visible, features], axis=1) @ w["actor.w1"] + w["actor.b1"], 0)
-        hidden = np.maximum(hidden @ w["actor.w2"] + w["actor.b2"], 0)
-        out = hidden @ w["actor.w3"] + w["actor.b3"]
-        mean, log_std = out[:, : self._actions], out[:, self._actions :]
-        std = np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
-        action = np.tanh(mean * self._gain + self._bias + std * given.noise)
-        return action, np.concatenate([states.view(np.float32), action], axis=1)
+        hidden = np.concatenate([visible, features], axis=2) @ w1
+        hidden += b1
+        np.maximum(hidden, 0, out=hidden)
+        hidden = hidden @ w2
+        hidden += b2
+        np.maximum(hidden, 0, out=hidden)
+        out = hidden @ w3
+        out += b3
+        std = np.maximum(out[..., self._actions :], LOG_STD_MIN)
+        np.minimum(std, LOG_STD_MAX, out=std)
+        np.exp(std, out=std)
+        std *= noise
+        action: Float32Array = out[..., : self._actions] * self._gain
+        action += self._bias
+        action += std
+        return np.tanh(action, out=action)
 
-    def encode(self, given: PolicyInput) -> tuple[Float32Array, Float32Array, NDArray[np.complex64]]:
-        """Return visible part (E, V), features (E, D) and encoder states (E, N) for the given observation."""
-        w, split = self._w, 2 * self._states
+    def encode(self, given: PolicyInput) -> tuple[Float32Array, Float32Array, Float32Array]:
+        """Return visible parts (·, E, V), features (·, E, D) and encoder states (·, E, S − A), · = 1 or M."""
+        split = self._encoder.state_size
         keep = ~given.reset[:, None]
-        clip = OBSERVATION_CLIP
-        visible = np.clip((given.observation - w["norm.mean"]) * w["norm.factor"], -clip, clip)
-        if "enc.proj_w" in w:
-            visible = visible @ w["enc.proj_w"] + w["enc.proj_b"]
-        reward = np.clip(given.reward[:, None] * w["norm.reward_factor"], -clip, clip)
-        inputs = np.concatenate(
-            [visible, np.where(keep, given.state[:, split:], 0), np.where(keep, reward, 0)], axis=1, dtype=np.float32
-        )
-        previous = np.ascontiguousarray(given.state[:, :split]).view(np.complex64)
-        drive = np.ascontiguousarray(inputs @ self._input_w).view(np.complex64)
-        states = np.where(keep, self._decay * previous, 0).astype(np.complex64) + drive
-        real = states.view(np.float32)
-        output = np.tanh(real @ w["enc.output_w"] + inputs @ w["enc.skip_w"] + w["enc.output_b"])
-        gate = 1 / (1 + np.exp(-(real @ w["enc.gate_w"] + w["enc.gate_b"])))
-        return visible, output * gate, states
+        visible = _clip((given.observation - self._mean) * self._factor)
+        if self._projection is not None:
+            visible = visible @ self._projection[0] + self._projection[1]
+        num_visible = visible.shape[2]
+        inputs = np.empty((*visible.shape[:2], num_visible + self._actions + 1), np.float32)
+        inputs[..., :num_visible] = visible
+        inputs[..., num_visible:-1] = np.where(keep, given.state[:, split:], np.float32(0))
+        inputs[..., -1:] = np.where(keep, _clip(given.reward[:, None] * self._reward_factor), np.float32(0))
+        return visible, *self._encoder.step(inputs, keep, given.state[:, :split])
+
+
+def _clip(values: Float32Array) -> Float32Array:
+    np.maximum(values, -OBSERVATION_CLIP, out=values)
+    return np.minimum(values, OBSERVATION_CLIP, out=values)
+
+
+def _check(w: Mapping[str, Float32Array]) -> None:
+    """Raise ``ConfigError`` for arrays that are missing or do not fit one another."""
+    encoder = {name.removeprefix("enc."): value for name, value in w.items() if name.startswith("enc.")}
+    required = (*(f"enc.{name}" for name in required_arrays(encoder)), *REQUIRED)
+    missing = [name for name in required if name not in w]
+    if missing:
+        raise ConfigError(f"acting weights lack {missing[0]!r}; expected {', '.join(required)}")
+    actions = w["actor.b3"].shape[0] // 2
+    visible = w["enc.proj_b" if "enc.proj_w" in w else "norm.mean"].shape[0]
+    rows = {f"enc.{name}": number for name, number in expected_rows(encoder, visible + actions + 1).items()}
+    rows |= {"actor.w1": visible + w["enc.output_b"].shape[0]}
+    rows |= {name: actions for name in ("adapter.gain", "adapter.bias") if name in w}
+    for name, expected in rows.items():
+        found = w[name].shape[0]
+        if found != expected:
+            raise ConfigError(f"acting weight {name!r} has {found} rows, expected {expected}: arrays of other sizes?")

@@ -60,11 +60,13 @@ def collection_requests(pinned: Pinned, terms: Mapping[str, Json]) -> list[Rollo
     stream, round_index = cast(str, terms["stream"]), cast(int, terms["round"])
     seats, steps = cast(Sequence[str], terms["seats"]), cast(int, terms["steps"])
     nominal = stream == NOMINAL
-    snapshot = pinned.environment_snapshot() if nominal else None
+    # An environment that cannot be saved leaves an empty snapshot: each stretch then starts with episodes of its own.
+    snapshot = (pinned.environment_snapshot() or None) if nominal else None
+    fresh = not nominal or (snapshot is None and pinned.rows[stream] > 0)
     first = RolloutRequest(
         env_id=team.env_id,
         tasks=(team.task,) * BLOCK_SIZE if nominal else shifted_tasks(team, round_index),
-        seed=stream_key(team.seed, stream) if nominal else stream_key(team.seed, stream, round_index),
+        seed=stream_key(team.seed, stream, round_index) if fresh else stream_key(team.seed, stream),
         num_steps=steps,
         policy=POLICY,
         policy_options={"seats": list(seats), "random": cast(bool, terms["random"])},
@@ -84,7 +86,7 @@ def _trial_request(team: TeamConfig, whole: RolloutRequest, stretch: Stretch, ro
     return replace(
         whole,
         tasks=tasks_of_trial(team, stretch.trial),
-        seed=stream_key(team.seed, NOMINAL, stretch.trial),
+        seed=stream_key(team.seed, NOMINAL, stretch.trial, round_index),
         num_steps=stretch.steps,
         snapshot=None if stretch.fresh else whole.snapshot,
         policy_state=None if stretch.fresh else whole.policy_state,
@@ -123,9 +125,7 @@ def evaluation_blocks(pinned: Pinned, member: str, episodes: int, seed: int | No
     ]
 
 
-def _in_turn(
-    team: TeamConfig, tasks: Sequence[TaskParameters], indices: Sequence[int]
-) -> tuple[TaskParameters, ...]:
+def _in_turn(team: TeamConfig, tasks: Sequence[TaskParameters], indices: Sequence[int]) -> tuple[TaskParameters, ...]:
     return tuple(tasks[index % len(tasks)] if tasks else team.task for index in indices)
 
 
@@ -156,16 +156,15 @@ def _episodes_request(
 def experience_columns(
     parts: Sequence[tuple[RolloutRequest, RolloutResult]], members: Sequence[int]
 ) -> dict[str, NDArray[np.generic]]:
-    """Return the store's columns, each (T, E, …): the rollouts' own one after the other, who acted, under which task.
-
-    Where the next rollout starts afresh, an episode that had not ended was cut: it is marked as truncated.
-    """
+    """Return the store's columns, each (T, E, …): the rollouts' own in order, who acted, under which task."""
     columns = [_columns_of(request, result, members) for request, result in parts]
-    for part, (following, _) in zip(columns, parts[1:], strict=False):
-        if following.snapshot is None:
-            part["truncated"] = part["truncated"].copy()
-            part["truncated"][-1] |= ~np.asarray(part["terminated"][-1], bool)
     return {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+
+
+def mark_cut_episodes(columns: dict[str, NDArray[np.generic]], first_row: int, trial_steps: int) -> None:
+    """Mark episodes that the end of their trial cut short as truncated, in place."""
+    ends = (first_row + 1 + np.arange(len(columns["truncated"]))) % trial_steps == 0
+    columns["truncated"] = columns["truncated"] | (ends[:, None] & ~np.asarray(columns["terminated"], bool))
 
 
 def _columns_of(

@@ -2,15 +2,15 @@
 
 All three take (observation, reward, reset, state) and give (action, next state); real numbers only, any batch size.
 
-Letters: E environments, O observation, A action, N complex encoder states, S = 2 N + A policy state.
+Letters: E environments, O observation, A action, S policy state (the encoder's, then the previous action).
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.exported import ExportedPolicy
+from agents.learning.encoder import layer_loop, visible_part
 from agents.rollout_policy import OBSERVATION_CLIP
+from swarm.checkpoint import write_durably
 from swarm.errors import ConfigError
 
 INPUTS: Final = ("observation", "reward", "reset", "state")
@@ -38,27 +40,20 @@ Step = Callable[[Float32Array, Float32Array, NDArray[np.bool_], Float32Array], t
 class TorchPolicy(torch.nn.Module):
     """``forward`` is the step of an `ExportedPolicy`, equal to it within rounding; weights are buffers.
 
-    Source: the encoder is that of `agents.learning.encoder`, with real and imaginary parts in place of complex states.
+    The encoder is one step of `agents.learning.encoder.layer_loop`.
     """
 
     def __init__(self, policy: ExportedPolicy) -> None:
-        """Take over the weights. Raises ``ConfigError`` where the policy's encoder has no form in PyTorch here."""
+        """Take over the weights."""
         super().__init__()
         card = policy.card
-        if card.encoder != "ssm":
-            raise ConfigError(f"the encoder {card.encoder!r} has no PyTorch form; use the policy's own step")
         for name, value in policy.weights.items():
             self.register_buffer(name.replace(".", "_"), torch.tensor(np.asarray(value, np.float32)))
-        radius = torch.exp(-torch.exp(self.enc_nu))
-        angle = torch.exp(self.enc_theta)
-        gamma = torch.sqrt(1 - radius.square()).repeat_interleave(2)
-        self.register_buffer("decay", torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)]))
-        self.register_buffer("drive_w", self.enc_input_w * gamma)
         self.register_buffer("low", torch.tensor(card.action_low))
         self.register_buffer("half_range", 0.5 * (torch.tensor(card.action_high) - self.low))
         self._actions = card.action_size
-        self._states = len(radius)
-        self._has_projection = "enc.proj_w" in policy.weights
+        self._split = card.state_size - card.action_size
+        self._encoder = [name.removeprefix("enc.") for name in policy.weights if name.startswith("enc.")]
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - nn.Module keeps buffers and submodules in one table
         """Return a buffer."""
@@ -84,66 +79,61 @@ class TorchPolicy(torch.nn.Module):
     def _encode(
         self, observation: Tensor, reward: Tensor, keep: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return visible part (E, V), features (E, D) and interleaved encoder states (E, 2 N)."""
-        clip, split = OBSERVATION_CLIP, 2 * self._states
-        visible = torch.clamp((observation - self.norm_mean) * self.norm_factor, -clip, clip)
-        if self._has_projection:
-            visible = visible @ self.enc_proj_w + self.enc_proj_b
+        """Return visible part (E, V), features (E, D) and the encoder's state (E, S − A)."""
+        clip, split = OBSERVATION_CLIP, self._split
+        w = {name: getattr(self, f"enc_{name}") for name in self._encoder}
+        visible = visible_part(w, torch.clamp((observation - self.norm_mean) * self.norm_factor, -clip, clip))
         known = torch.where(keep, state, torch.zeros_like(state))
         paid = torch.clamp(reward[:, None] * self.norm_reward_factor, -clip, clip)
         inputs = torch.cat([visible, known[:, split:], torch.where(keep, paid, torch.zeros_like(paid))], dim=1)
-        previous = known[:, :split].reshape(-1, self._states, 2)
-        real, imaginary = previous[..., 0], previous[..., 1]
-        turned = torch.stack(
-            [
-                self.decay[0] * real - self.decay[1] * imaginary,
-                self.decay[0] * imaginary + self.decay[1] * real,
-            ],
-            dim=-1,
-        ).reshape(-1, split)
-        states = turned + inputs @ self.drive_w
-        output = torch.tanh(states @ self.enc_output_w + inputs @ self.enc_skip_w + self.enc_output_b)
-        return visible, output * torch.sigmoid(states @ self.enc_gate_w + self.enc_gate_b), states
+        features, states = layer_loop(w, inputs[None], keep[None, :, 0], known[:, :split])
+        return visible, features[0], states[0]
 
 
 def export_pt2(policy: ExportedPolicy, path: Path) -> float:
     """Write a ``torch.export`` program with a dynamic batch; return its largest difference from the NumPy policy.
 
     Raises:
-        ConfigError: the encoder has no PyTorch form, or the written program is not equal to the policy.
+        ConfigError: the written program is not equal to the policy.
+        OSError: ``path`` cannot be written.
     """
     program = torch.export.export(policy.as_torch().eval(), _example(policy), dynamic_shapes=_dynamic_shapes())
-    with _replacing(path) as temporary:
-        torch.export.save(program, str(temporary))
-        loaded = torch.export.load(str(temporary)).module()
-        return _checked(policy, torch_step(loaded), path)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    difference = _checked(policy, torch_step(torch.export.load(buffer).module()), path)
+    write_durably(path, buffer.getvalue())
+    return difference
 
 
 def export_onnx(policy: ExportedPolicy, path: Path) -> float:
     """Write an ONNX model with a dynamic batch; return its largest difference from the NumPy policy.
 
     Raises:
-        ConfigError: a package of the extra ``export`` is missing, the encoder has no PyTorch form, or the written model
-            is not equal to the policy.
+        ConfigError: a package of the extra ``export`` is missing, or the written model is not equal to the policy.
+        OSError: ``path`` cannot be written.
     """
     require_export_packages()
     import onnxruntime
 
     module = policy.as_torch().eval()
-    with _quietly(), _replacing(path) as temporary:
-        torch.onnx.export(
+    with _quietly():
+        program = torch.onnx.export(
             module,
             _example(policy),
-            str(temporary),
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
             dynamic_shapes=_dynamic_shapes(),
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
-        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        return _checked(policy, onnx_step(session), path)
+    if program is None:
+        raise ConfigError("torch.onnx.export gave no program; this version of torch is not supported")
+    data = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    difference = _checked(policy, onnx_step(session), path)
+    write_durably(path, data)
+    return difference
 
 
 def require_export_packages() -> None:
@@ -232,17 +222,6 @@ def _example(policy: ExportedPolicy) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _dynamic_shapes() -> dict[str, Any]:
     batch = torch.export.Dim("num_envs", min=1)
     return {name: {0: batch} for name in INPUTS}
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to; it takes the place of ``path`` once all went well."""
-    temporary = path.with_name(f".writing-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

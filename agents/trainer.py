@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from agents.learning.sac import LearnMetrics, learn
-from agents.member import acting_weights, to_arrays
+from agents.learning.resets import is_due, reset
+from agents.learning.sac import LearnMetrics, MemberState, learn
+from agents.member import to_arrays
 from agents.plan import group_of
-from agents.randomness import generator
+from agents.randomness import generator, stream_key
 from swarm.messages import Json
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ class Trainer:
         self._pinned = pinned
         self._name = member
         self._rng = generator(pinned.team.seed, round_index, "learn", member)
-        self._state = pinned.member(member)
+        self._state = self._begin(round_index)
+        self._config = replace(pinned.team.sac, discount=pinned.team.discount_of(member))
+        self._guide = pinned.guide(member) if pinned.team.sac.guidance else None
         self._last: LearnMetrics | None = None
 
     def train(self, num_updates: int) -> None:
@@ -41,8 +44,17 @@ class Trainer:
             own_rows,
             num_updates,
             self._rng,
-            self._pinned.team.sac,
+            self._config,
+            self._guide,
         )
+
+    def _begin(self, round_index: int) -> MemberState:
+        """Return the pinned state, reset where that is due."""
+        team, state = self._pinned.team, self._pinned.member(self._name)
+        place = team.members.index(self._name)
+        if not is_due(state, team.sac.reset_every, place, len(team.members), round_index):
+            return state
+        return reset(state, team.sac.reset_layers, stream_key(team.seed, round_index, "reset", self._name))
 
     def to_bytes(self) -> bytes:
         """The member's training state as a safetensors file."""
@@ -51,10 +63,13 @@ class Trainer:
     def acting_weights(self) -> dict[str, NDArray[np.float32]]:
         """Weights of the member's rollout policy."""
         group = group_of(self._pinned.team, self._name)
-        return acting_weights(self._state, self._pinned.encoder(group), self._pinned.scales(group))
+        return self._pinned.weights_of(self._state, group)
 
     def metrics(self) -> Mapping[str, Json]:
-        """Means over the last lot; empty before the first."""
+        """Means over the last lot, in units of the environment's reward; empty before the first."""
         if self._last is None:
             return {}
-        return {key: value for key, value in asdict(self._last).items() if isfinite(value)}
+        unit = self._pinned.team.sac.reward_scale
+        in_reward = {"critic_loss": unit**2, "mean_value": unit, "temperature": unit}
+        values = {key: value / in_reward.get(key, 1) for key, value in asdict(self._last).items()}
+        return {key: value for key, value in values.items() if isfinite(value)}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from functools import partial
+from typing import TypeVar, cast
 
 import structlog
 
@@ -26,7 +27,7 @@ from agents.plan import (
 )
 from agents.records import RunRecords
 from swarm.agent import AgentContext
-from swarm.errors import PeerLost, SwarmError, TaskFailed
+from swarm.errors import PeerLost, SwarmError, TaskFailed, TaskImpossible
 from swarm.messages import Ended, Evaluation, Heartbeat, Hello, Json, Message, Proposal, RoundCommitted, Submission
 from swarm.policy import BLOCK_SIZE
 from swarm.topics import Topic
@@ -34,6 +35,7 @@ from swarm.topics import Topic
 ATTEMPTS = 3
 AUCTIONS_PER_PATIENCE = 4
 LEASE_S = 30.0
+ResultT = TypeVar("ResultT")
 log = structlog.get_logger(__name__)
 
 
@@ -53,7 +55,7 @@ class TrainingRun:
         self.records = records
         self.lifetime = lifetime
         self.ledger = Ledger(best=team.members[0])
-        self.index = 0
+        self.index = -1  # no round is committed yet
         self.rows: dict[str, int] = {NOMINAL: 0, SHIFTED: 0}
         self.attempt = 0
         self._started_s = time.monotonic()
@@ -78,21 +80,30 @@ class TrainingRun:
 
     async def _round(self) -> None:
         plan = plan_round(self.team, self.index + 1, self.ledger.env_steps)
-        for self.attempt in range(ATTEMPTS):
-            try:
-                result = await self._perform(plan)
-                break
-            except* (TaskFailed, PeerLost) as group:
-                reasons = "; ".join(str(error) for error in _leaves(group))
-            incident = f"round {plan.index} was repeated: {reasons}"
-            log.warning("round_repeated", round=plan.index, attempt=self.attempt, reason=reasons)
-            self.ledger = replace(self.ledger, incidents=(*self.ledger.incidents, incident))
-        else:
-            raise SwarmError(
-                f"round {plan.index} failed {ATTEMPTS} times: {reasons}; "
-                f"round {self.index} is committed and the run can be resumed from it"
-            )
+        result = await self._repeatedly(f"round {plan.index}", partial(self._perform, plan))
         await self._commit(plan, result)
+
+    async def _repeatedly(self, what: str, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """Return what ``work`` gives in the end; what a lost process or a failed task spoils is done again.
+
+        Raises:
+            TaskImpossible: the user must change something.
+            SwarmError: it failed too often.
+        """
+        for self.attempt in range(ATTEMPTS):
+            failures: list[BaseException] = []
+            try:
+                return await work()
+            except* (TaskFailed, PeerLost) as group:
+                failures = _leaves(group)
+            reasons = "; ".join(str(error) for error in failures)
+            if any(isinstance(error, TaskImpossible) for error in failures):
+                raise TaskImpossible(f"{what} cannot be performed: {reasons}")
+            log.warning("repeated", what=what, attempt=self.attempt, reason=reasons)
+            incident = f"{what} was repeated: {reasons}"
+            self.ledger = replace(self.ledger, incidents=(*self.ledger.incidents, incident))
+        kept = f"round {self.index} is committed and the run can be resumed from it" if self.index >= 0 else "see logs/"
+        raise SwarmError(f"{what} failed {ATTEMPTS} times: {reasons}; {kept}")
 
     async def _perform(self, plan: RoundPlan) -> RoundResult:
         result = RoundResult()
@@ -128,9 +139,10 @@ class TrainingRun:
         }
         act = {**facts, "calibration": self.ledger.calibration("act")}
         compute = {**facts, "calibration": self.ledger.calibration("compute")}
-        seats, lots = await asyncio.gather(
-            self._auction("act", BLOCK_SIZE, act), self._auction("compute", plan.lots, compute)
-        )
+        async with asyncio.TaskGroup() as group:
+            acting = group.create_task(self._auction("act", BLOCK_SIZE, act))
+            computing = group.create_task(self._auction("compute", plan.lots, compute))
+        seats, lots = acting.result(), computing.result()
         result.seats = seat_list(seats.units, BLOCK_SIZE)
         result.lots = {name: lots.units.get(name, 0) for name in self.team.members}
         result.bids = {"act": await self._bids(seats), "compute": await self._bids(lots)}
@@ -213,11 +225,12 @@ class TrainingRun:
     async def _model(self, plan: RoundPlan, result: RoundResult, terms: Mapping[str, Json]) -> None:
         """Aggregate the members' gradients and apply them to the world models."""
         shared = {**terms, "groups": {name: list(members) for name, members in plan.groups.items()}}
-        aggregated, modelled = await asyncio.gather(
-            self._contract("aggregate", shared), self._contract("model", shared)
-        )
-        result.files.update(cast(Mapping[str, str], _only(modelled)["files"]))
-        result.world = {**cast(Mapping[str, Json], _only(modelled)["world"]), **_only(aggregated)}
+        async with asyncio.TaskGroup() as group:
+            aggregating = group.create_task(self._contract("aggregate", shared))
+            modelling = group.create_task(self._contract("model", shared))
+        modelled = _only(modelling.result())
+        result.files.update(cast(Mapping[str, str], modelled["files"]))
+        result.world = {**cast(Mapping[str, Json], modelled["world"]), **_only(aggregating.result())}
 
     async def _evaluate(self, plan: RoundPlan, result: RoundResult) -> None:
         found, steps = await self._evaluation(
@@ -230,7 +243,7 @@ class TrainingRun:
         """Evaluate the untrained team's first member: the 'before' of the report."""
         found, steps = await self._evaluation(0, self.team.members[:1], "before", self._report_blocks())
         result.evaluation_steps += steps
-        self.records.write_evaluation("before", found, self.team.report_episodes)
+        await self.context.compute(self.records.write_evaluation, "before", found, self.team.report_episodes, steps)
 
     async def _adapt(self, plan: RoundPlan, result: RoundResult, terms: Mapping[str, Json]) -> None:
         result.adaptation = _only(await self._contract("adapt", {**terms, "member": self.ledger.best}))
@@ -257,7 +270,7 @@ class TrainingRun:
         try:
             return await self.context.submit(task)
         except TaskFailed as error:
-            raise TaskFailed(f"contract {label or kind!r} of round {terms['round']}: {error}") from error
+            raise type(error)(f"contract {label or kind!r} of round {terms['round']}: {error}") from error
 
     def _task(
         self,
@@ -287,12 +300,14 @@ class TrainingRun:
         if not self.team.trains_world:
             incident = "the encoder stays as it was born: training it takes the agents 'meta' and 'state'"
             self.ledger = replace(self.ledger, incidents=(*self.ledger.incidents, incident))
-        outcome = _only(await self._contract("initialise", {"round": 0}))
+        ended = await self._repeatedly("the initial round", lambda: self._contract("initialise", {"round": 0}))
+        outcome = _only(ended)
         files = cast(Mapping[str, str], outcome["files"])
         summary = summary_of(self.team, self.ledger, 0, None)
         await self.context.compute(
             self.records.commit, 0, files, self.rows, self.ledger, summary, outcome["environment"]
         )
+        self.index = 0
         self.context.publish(RoundCommitted(round_index=0, rows=self.rows, summary=summary))
 
     async def _commit(self, plan: RoundPlan, result: RoundResult) -> None:
@@ -308,13 +323,19 @@ class TrainingRun:
 
     async def _report(self) -> None:
         """Choose the member to deploy by selection episodes, then evaluate it on fresh ones."""
-        self.attempt = 0
-        selection, _ = await self._evaluation(
-            self.index, self.team.members, "final", max(2, self.team.rounds.evaluation_blocks)
+        selection, steps = await self._repeatedly(
+            "the final selection",
+            lambda: self._evaluation(
+                self.index, self.team.members, "final", max(2, self.team.rounds.evaluation_blocks)
+            ),
         )
         best = max(sorted(selection.scores), key=lambda name: selection.scores[name])
-        found, _ = await self._evaluation(self.index, [best], "after", self._report_blocks())
-        self.records.write_evaluation("after", found, self.team.report_episodes)
+        found, more_steps = await self._repeatedly(
+            "the final evaluation", lambda: self._evaluation(self.index, [best], "after", self._report_blocks())
+        )
+        await self.context.compute(
+            self.records.write_evaluation, "after", found, self.team.report_episodes, steps + more_steps
+        )
 
     def _report_blocks(self) -> int:
         return -(-self.team.report_episodes // BLOCK_SIZE)

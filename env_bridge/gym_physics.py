@@ -31,22 +31,24 @@ class GymSimulation:
     """N environments made by ``gymnasium.make``, without its time limit.
 
     MuJoCo's can be saved, restored and given other dynamics (not another reward). What a class keeps in Python besides
-    MuJoCo's state is not saved; none of Gymnasium's own keeps any that a step depends on.
+    MuJoCo's state is not saved; none of Gymnasium's own keeps any that a step depends on. Other classes can be saved
+    where they have ``get_state`` and ``set_state`` (an array that holds everything a step depends on).
     """
 
     def __init__(self, env_id: str, num_envs: int, workers: int) -> None:
         self._envs: list[gymnasium.Env[Any, Any]] = [
             gymnasium.make(env_id, disable_env_checker=True, max_episode_steps=-1) for _ in range(num_envs)
         ]
-        observation, action = self._envs[0].observation_space, self._envs[0].action_space
-        if not isinstance(observation, Box) or not isinstance(action, Box) or len(action.shape) != 1:
-            raise ConfigError(f"{env_id}: only environments with a flat box of actions and of observations can be used")
+        observation, action = _boxes(self._envs[0], env_id)
         self._env_id = env_id
         self._crew = Crew(workers)
         self.num_envs = num_envs
         self.action_low = action.low.astype(np.float64)
         self.action_high = action.high.astype(np.float64)
         self._mujoco = [env.unwrapped for env in self._envs if isinstance(env.unwrapped, MujocoEnv)]
+        self._saveable: list[Any] = [
+            env.unwrapped for env in self._envs if hasattr(env.unwrapped, "get_state") and not self._mujoco
+        ]
         self.model: mujoco.MjModel | None = self._mujoco[0].model if self._mujoco else None
         self.timestep_s = float(self._mujoco[0].dt) if self._mujoco else 1.0
         self._observation = np.zeros((num_envs, *observation.shape)).reshape(num_envs, -1)
@@ -116,9 +118,9 @@ class GymSimulation:
             raise ConfigError(f"{self._env_id} is not a MuJoCo environment: its state cannot be read")
 
     def get_state(self) -> dict[str, Floats]:
-        """Integration state and derived arrays of MuJoCo; empty for other environments."""
+        """Integration state and derived arrays of MuJoCo, or the class's own state; empty where it has none."""
         if self.model is None:
-            return {}
+            return self._own_state()
         physics = np.zeros((self.num_envs, mujoco.mj_stateSize(self.model, STATE)))
         for row, env in zip(physics, self._mujoco, strict=True):
             mujoco.mj_getState(env.model, env.data, row, STATE)
@@ -130,6 +132,9 @@ class GymSimulation:
 
     def set_state(self, state: Mapping[str, Floats]) -> None:
         """Return to an earlier ``get_state``."""
+        if self.model is None and self._saveable:
+            self._set_own_state(state)
+            return
         self._require_mujoco()
         check_state(state, {name: array.shape for name, array in self.get_state().items()})
         for index, env in enumerate(self._mujoco):
@@ -140,8 +145,38 @@ class GymSimulation:
         self._observation[...] = state["field.observation"]
         self._distance[...] = state["field.distance"]
 
+    def _own_state(self) -> dict[str, Floats]:
+        if not self._saveable:
+            return {}
+        physics = np.stack([env.get_state() for env in self._saveable])
+        return {
+            "physics": physics,
+            "field.observation": self._observation.copy(),
+            "field.distance": self._distance.copy(),
+        }
+
+    def _set_own_state(self, state: Mapping[str, Floats]) -> None:
+        check_state(state, {name: array.shape for name, array in self._own_state().items()})
+        for env, row in zip(self._saveable, state["physics"], strict=True):
+            env.set_state(row)
+        self._observation[...] = state["field.observation"]
+        self._distance[...] = state["field.distance"]
+
     def close(self) -> None:
         """Close the environments and end the stepping threads."""
         self._crew.close()
         for env in self._envs:
             env.close()
+
+
+def _boxes(env: gymnasium.Env[Any, Any], env_id: str) -> tuple[Box, Box]:
+    """Return the spaces of observations and of actions. Raises ``ConfigError`` where a policy cannot live in them."""
+    observation, action = env.observation_space, env.action_space
+    if isinstance(observation, Box) and isinstance(action, Box) and len(observation.shape) == len(action.shape) == 1:
+        if np.isfinite([action.low, action.high]).all():
+            return observation, action
+        raise ConfigError(f"{env_id} has actions without limits; expected a Box with finite limits")
+    found = [f"{type(space).__name__}{space.shape}" for space in (action, observation)]
+    raise ConfigError(
+        f"{env_id} has actions {found[0]} and observations {found[1]}; expected a one-dimensional Box of each"
+    )

@@ -221,6 +221,7 @@ class Rollout:
                 reward=now.reward[block],
                 state=now.state[block],
                 noise=drawn[block],
+                started=self._env.elapsed[block] == 0,
             )
             action[block], state[block] = self._policy.act(given)
         now.state = np.where(self._active[:, None], state, now.state)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import ctypes
 import os
 import queue
 import signal
@@ -31,7 +30,9 @@ from env_bridge.rollout import RolloutCancelled
 from env_bridge.service import Service, error_kind
 from env_bridge.wire import MAX_FRAME_BYTES, Letter, decode, encode
 from swarm.errors import CodecError, ConfigError, SwarmError
+from swarm.lifeline import die_with_parent
 from swarm.messages import Json
+from swarm.names import MAX_SOCKET_PATH
 
 log = structlog.get_logger(__name__)
 
@@ -40,8 +41,6 @@ MAX_BATCH: Final = 64
 MAX_WAITING: Final = 256
 MAX_ANSWERS: Final = 32
 MAX_ANSWER_BYTES: Final = 256 << 20
-MAX_IPC_PATH: Final = 107  # sun_path holds 108 bytes with its final zero
-PR_SET_PDEATHSIG: Final = 1
 Key = tuple[bytes, int]
 Frames = list[bytes | memoryview]
 
@@ -252,9 +251,9 @@ def check_endpoint(endpoint: str) -> Path | None:
     if not endpoint.startswith("ipc:///"):
         raise ConfigError(f"bridge endpoint {endpoint!r}: expected ipc:///absolute/path or tcp://127.0.0.1:port")
     path = Path(endpoint.removeprefix("ipc://"))
-    if len(os.fsencode(path)) > MAX_IPC_PATH:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
         raise ConfigError(
-            f"bridge endpoint {endpoint!r}: the path is longer than {MAX_IPC_PATH} bytes; use a shorter one"
+            f"bridge endpoint {endpoint!r}: the path is longer than {MAX_SOCKET_PATH} bytes; use a shorter one"
         )
     if not path.parent.is_dir():
         raise ConfigError(
@@ -267,14 +266,6 @@ def check_endpoint(endpoint: str) -> Path | None:
     return path
 
 
-def end_with_parent(parent: int) -> None:
-    """Have Linux send SIGTERM when the parent dies; the loop's look at the parent's id covers other systems."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        raise SystemExit(0)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bridge process; exit code 2 with one line for what the user got wrong."""
     parser = argparse.ArgumentParser(prog="python -m env_bridge.server", description="Serve MuJoCo environments.")
@@ -282,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="stepping threads (default 1); never change a result")
     options = parser.parse_args(arguments)
     parent = os.getppid()
-    end_with_parent(parent)
+    die_with_parent(parent, signal.SIGTERM)  # the serving loop looks at the parent too, where there is no prctl
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=sys.stderr))
     route_warnings_to_log()
     try:

@@ -9,12 +9,14 @@ import difflib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from env_bridge import linear_quadratic
 from env_bridge.gym_physics import GymSimulation
 from env_bridge.physics import Outcome, RobotSimulation, Simulation, check_state
 from env_bridge.robots import robot_for
@@ -22,6 +24,7 @@ from env_bridge.robots.anatomy import Floats
 from swarm.environment import EnvironmentSpec, TaskParameters
 from swarm.errors import ActionError, ConfigError
 
+linear_quadratic.register()
 GENERATOR_WORDS: Final = 6  # 128-bit state, 128-bit increment, and numpy's buffered half word with its flag
 
 
@@ -53,6 +56,21 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         return registered
     nearest = difflib.get_close_matches(env_id, [str(name) for name in gymnasium.registry], n=1, cutoff=0.0)
     raise ConfigError(f"unknown environment {env_id!r}; did you mean {nearest[0]!r}? (any Gymnasium id works)")
+
+
+@cache
+def check_environment(env_id: str, tasks: tuple[TaskParameters, ...]) -> None:
+    """Make the environment once and give it each task, so that what cannot work is known before a run.
+
+    Raises:
+        ConfigError: no such id, spaces that no policy can live in, no time limit, or a task that does not fit.
+    """
+    env = VectorEnv(env_id, 1)
+    try:
+        for task in tasks:
+            env.set_tasks((task,))
+    finally:
+        env.close()
 
 
 def make_simulation(env_id: str, num_envs: int, workers: int) -> Simulation:

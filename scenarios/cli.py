@@ -129,6 +129,11 @@ def _add_run_directory_commands(commands: argparse._SubParsersAction[_Parser]) -
         commands, "resume", "Continue a run from its last committed round.", "swarm resume runs/halfcheetah-0"
     )
     _add_directory(resume)
+    resume.add_argument(
+        "--allow-import",
+        action="store_true",
+        help="import the classes of agents of your own that the run directory names; only for directories you trust",
+    )
     _add_output(resume)
     evaluate = _command(
         commands,
@@ -138,24 +143,48 @@ def _add_run_directory_commands(commands: argparse._SubParsersAction[_Parser]) -
     )
     _add_directory(evaluate)
     evaluate.add_argument("--episodes", metavar="N", type=_positive, default=10, help="how many (default: 10)")
+    _add_adapted(evaluate)
     _add_json(evaluate)
     adapt = _command(
         commands,
         "adapt",
         "Adapt the trained policy to changed dynamics at test time; accepted only if it re-evaluates better.",
-        "swarm adapt runs/halfcheetah-0 --shift gravity=1.5,friction=0.7",
+        "swarm adapt runs/halfcheetah-0 --shift gravity=1.5,friction=0.7 --save heavy\n"
+        "         swarm adapt runs/halfcheetah-0 --suite shift-test --tasks 6 --level climb --episodes 5",
     )
     _add_directory(adapt)
-    adapt.add_argument(
-        "--shift",
-        metavar="KEY=VALUE,…",
-        required=True,
-        help="factors on gravity, mass, friction, damping, actuator_gain; crippled=INDEX; velocity=M/S",
-    )
-    _add_json(adapt)
+    _add_adapt_options(adapt)
     _add_export(commands)
     video = _command(commands, "video", "Film the trained policy to video.mp4.", "swarm video runs/halfcheetah-0")
     _add_directory(video)
+    _add_adapted(video)
+
+
+def _add_adapt_options(adapt: _Parser) -> None:
+    adapt.add_argument(
+        "--shift",
+        metavar="KEY=VALUE,…",
+        help="factors on gravity, mass, friction, damping, actuator_gain; crippled=INDEX; velocity=M/S",
+    )
+    adapt.add_argument(
+        "--suite", metavar="NAME", help="adapt to each of some test tasks of a suite, such as shift-test"
+    )
+    adapt.add_argument("--tasks", metavar="N", type=_positive, help="how many tasks of the suite (default: 6)")
+    adapt.add_argument(
+        "--level",
+        choices=("context", "inner", "probe", "climb"),
+        help="how far: context (memory lasts over episodes), inner (and the world model adapts), probe (and the best "
+        "member is chosen), climb (and an evolution strategy); default: as the scenario says",
+    )
+    adapt.add_argument("--episodes", metavar="K", type=_positive, help="episodes before the re-evaluation, of 8 robots")
+    adapt.add_argument("--online", action="store_true", help="the world model adapts at every step of an episode")
+    adapt.add_argument("--seed", metavar="N", type=_round_number, default=0, help="names the episodes (default: 0)")
+    adapt.add_argument("--save", metavar="NAME", help="save what was accepted, for: swarm evaluate DIR --adapted NAME")
+    _add_json(adapt)
+
+
+def _add_adapted(parser: _Parser) -> None:
+    parser.add_argument("--adapted", metavar="NAME", help="the policy that swarm adapt --save NAME wrote, on its task")
 
 
 def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -20,11 +20,13 @@ import structlog
 
 from agents.config import MEMBERS
 from scenarios.observer import Observer, Observers, RunOutcome
+from scenarios.own_agents import save_own_agents
 from scenarios.recorders import EventLog, TensorboardLog
 from scenarios.report import write_report
 from scenarios.run_directory import RunDirectory, default_path, swarm_command
 from scenarios.run_records import read_history
 from scenarios.scenario import Scenario, preset_for
+from scenarios.wiring import build_team
 from swarm.agent import Agent
 from swarm.errors import ConfigError, SwarmError
 
@@ -44,6 +46,8 @@ IDLE_SCORES: Final = {
 }
 """Mean return of never moving a motor: 20 episodes of Gymnasium's environments, reset with seeds 10 000 to 10 019."""
 
+DEFAULT_TASK: Final = "HalfCheetah-v4"
+DEFAULT_STEPS: Final = 20_000
 NO_STRATEGIES: Final = "not analysed: this workflow trains; it does not look for strategies"
 
 
@@ -124,7 +128,9 @@ class CollaborativeLearning:
     """
 
     def __init__(self, agents: Sequence[Agent] = (), coordinator: Agent | None = None, *, processes: int = 0) -> None:
-        self._agents = complete_team([*([coordinator] if coordinator is not None else []), *agents])
+        given = [*([coordinator] if coordinator is not None else []), *agents]
+        self._agents = complete_team(given)
+        self._chosen = bool(given)
         self._processes = processes
 
     @property
@@ -134,21 +140,26 @@ class CollaborativeLearning:
 
     async def solve_task(
         self,
-        task: str = "HalfCheetah-v4",
-        collaboration_mode: str = "collaborative",
+        task: str | None = None,
+        collaboration_mode: str | None = None,
         baseline: str | Path | None = None,
         *,
-        steps: int = 20_000,
-        seed: int = 0,
+        steps: int | None = None,
+        seed: int | None = None,
         scenario: Scenario | None = None,
         out: Path | None = None,
         observer: Observer | None = None,
     ) -> CollaborationResult:
         """Train on ``task`` for ``steps`` environment steps, all members together, and evaluate.
 
+        Task, mode, steps and seed that are not given are those of ``scenario``, and without one HalfCheetah-v4,
+        collaborative, 20 000 and 0. The agents are those of this workflow, or the scenario's if it was given none.
+
         Args:
             task: a Gymnasium id.
             collaboration_mode: how members work together, see ``agents.config.MODES``.
+            steps: budget of environment steps.
+            seed: of every random stream of the run.
             baseline: ``'run'``: train five members that exchange nothing for the same steps with the same seed, and
                 compare; a run directory: compare with it; ``None``: no comparison.
             scenario: all other settings; by default the preset of the task's robot.
@@ -168,26 +179,35 @@ class CollaborativeLearning:
         if baseline == "run":
             rival = arm.with_overrides(["mode=independent"])
             rival = replace(rival, name=f"{rival.name}-independent"[:64])
-            compared, _ = await CollaborativeLearning(processes=self._processes)._train(
+            compared, _ = await CollaborativeLearning(processes=self._processes)._train(  # of the scenario's agents
                 rival, out.with_name(f"{out.name}-independent") if out else None, observer
             )
         reported = read_history(run).evaluation["after"]
         return CollaborationResult(
-            task=task,
-            mode=collaboration_mode,
+            task=arm.team.env_id,
+            mode=arm.team.mode,
             outcome=outcome,
             returns=tuple(reported["returns"]),
             distances=tuple(reported["distances"]),
             improvement=None if compared is None else measure_improvement(run, compared),
         )
 
-    def _scenario(self, given: Scenario | None, task: str, mode: str, steps: int, seed: int) -> Scenario:
-        scenario = given or preset_for(task) or Scenario(name="".join(c for c in task.lower() if c.isalnum()) or "task")
-        members = [agent.name for agent in self._agents if agent.role in MEMBERS]
-        scenario, _ = scenario.with_task(task).with_agents(members)
-        return scenario.with_overrides(
-            [f"mode={mode}", f"budget_steps={steps}", f"seed={seed}", f"processes={max(1, self._processes)}"]
-        )
+    def _scenario(
+        self, given: Scenario | None, task: str | None, mode: str | None, steps: int | None, seed: int | None
+    ) -> Scenario:
+        """Return what is run: what was asked for over the given scenario, or over the task's preset and defaults."""
+        scenario = given
+        if scenario is None:
+            task, mode = task or DEFAULT_TASK, mode or "collaborative"
+            steps, seed = DEFAULT_STEPS if steps is None else steps, seed or 0
+            name = "".join(c for c in task.lower() if c.isalnum()) or "task"
+            scenario = preset_for(task) or Scenario(name=name[:64])
+        if task is not None:
+            scenario = scenario.with_task(task)
+        if self._chosen:
+            scenario, _ = scenario.with_agents([agent.name for agent in self._agents if agent.role in MEMBERS])
+        asked = {"mode": mode, "budget_steps": steps, "seed": seed, "processes": max(1, self._processes)}
+        return scenario.with_overrides([f"{key}={value}" for key, value in asked.items() if value is not None])
 
     async def _train(
         self, scenario: Scenario, out: Path | None, observer: Observer | None
@@ -195,13 +215,15 @@ class CollaborativeLearning:
         from scenarios.runner import run_scenario
 
         run = RunDirectory.create(out or default_path(scenario, datetime.now()), scenario)
+        agents = configured(self._agents, scenario) if self._chosen else build_team(scenario)
+        save_own_agents(run, agents, scenario)
         with EventLog(run) as events, TensorboardLog(run) as curves:
             outcome = await run_scenario(
                 scenario,
                 run.path,
                 observer=Observers([events, curves, *([observer] if observer is not None else [])]),
                 resume=False,
-                agents=configured(self._agents, scenario),
+                agents=agents,
                 inline=self._processes == 0,
             )
         if outcome.status == "failed":

@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from datetime import datetime
@@ -17,14 +17,17 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
+from agents.deployment import load_adapted
 from scenarios.live_view import LiveView, PlainView
 from scenarios.observer import Observers, RunOutcome
+from scenarios.own_agents import rebuild_agents
 from scenarios.recorders import EventLog, TensorboardLog
 from scenarios.report import print_summary, write_report
 from scenarios.run_directory import DEFAULT_ROOT, RunDirectory, default_path, swarm_command
 from scenarios.run_records import read_history
 from scenarios.scenario import KNOWN_TASKS, Scenario, list_presets, load_preset, load_scenario
 from scenarios.session import run_interruptibly
+from swarm.agent import Agent
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError, SwarmError
 
@@ -51,13 +54,18 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate the trained policy; the report is written anew, with what the run itself reported."""
+    from scenarios.adapting import evaluate_adapted
     from scenarios.runner import evaluate_run
 
     opened = RunDirectory.open(arguments.run_dir)
     opened.require_checkpoint()
     what = f"running {arguments.episodes} episodes of {opened.scenario().team.env_id}"
-    outcome = _briefly(evaluate_run(opened.path, episodes=arguments.episodes), what)
-    write_report(opened)
+    if arguments.adapted is not None:
+        load_adapted(opened.path, arguments.adapted)
+        outcome = _briefly(evaluate_adapted(opened.path, arguments.adapted, episodes=arguments.episodes), what)
+    else:
+        outcome = _briefly(evaluate_run(opened.path, episodes=arguments.episodes), what)
+        write_report(opened)
     if arguments.json:
         _print_json(asdict(outcome))
         return 0
@@ -75,27 +83,20 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def adapt(arguments: argparse.Namespace) -> int:
-    """Adapt the trained policy to a shift."""
-    from env_bridge import parse_shift
-    from scenarios.runner import adapt_run
+    """Adapt the trained policy to a shift, or to each task of a suite."""
+    from scenarios.adapt_command import config_of, print_outcomes, shifts_of, to_json
+    from scenarios.adapting import adapt_run
 
-    shift = parse_shift(arguments.shift)
-    if shift == TaskParameters():
-        raise ConfigError(f"--shift {arguments.shift!r} changes nothing; write for example --shift gravity=1.5")
+    shifts = shifts_of(arguments)
     opened = RunDirectory.open(arguments.run_dir)
+    config = config_of(arguments, shifts, opened.scenario().team)
     opened.require_checkpoint()
-    outcome = _briefly(adapt_run(opened.path, shift), f"adapting to {arguments.shift}")
+    work = adapt_run(opened.path, shifts, config=config, seed=arguments.seed, save_as=arguments.save)
+    outcomes = _briefly(work, f"adapting to {arguments.shift or f'{len(shifts)} tasks of {arguments.suite}'}")
     if arguments.json:
-        _print_json(asdict(outcome))
-        return 0
-    changed = ", ".join(f"{name} {value:g}" for name, value in outcome.shift.items())
-    verdict = "accepted" if outcome.accepted else "rejected: the policy stays as it was"
-    Console().print(
-        f"{changed}: return {outcome.before:.1f} before, {outcome.after:.1f} after adapting {outcome.member} "
-        f"({outcome.steps} environment steps of probes): {verdict}",
-        highlight=False,
-        markup=False,
-    )
+        _print_json(to_json(outcomes))
+    else:
+        print_outcomes(outcomes, arguments.save, Console())
     return 0
 
 
@@ -130,7 +131,9 @@ def video(arguments: argparse.Namespace) -> int:
 
     opened = RunDirectory.open(arguments.run_dir)
     opened.require_checkpoint()
-    path = _briefly(video_run(opened.path), "filming the trained policy")
+    if arguments.adapted is not None:
+        load_adapted(opened.path, arguments.adapted)
+    path = _briefly(video_run(opened.path, adapted=arguments.adapted), "filming the trained policy")
     Console().print(f"wrote {path}", highlight=False, markup=False)
     return 0
 
@@ -238,6 +241,7 @@ def resolve(arguments: argparse.Namespace) -> Scenario:
 
 def _train(run: RunDirectory, arguments: argparse.Namespace, *, resume: bool) -> int:
     scenario = run.scenario()
+    agents = rebuild_agents(run, scenario, allow_import=arguments.allow_import) if resume else None
     console = Console(stderr=bool(arguments.json))
     live = console.is_terminal and not arguments.plain and not arguments.json
     view = LiveView(scenario, console) if live else PlainView(scenario, sys.stderr if arguments.json else sys.stdout)
@@ -252,7 +256,7 @@ def _train(run: RunDirectory, arguments: argparse.Namespace, *, resume: bool) ->
             _say_interrupted(run)
 
         try:
-            outcome = run_interruptibly(_session(run, scenario, events, view, resume=resume), on_interrupt)
+            outcome = run_interruptibly(_session(run, scenario, events, view, agents, resume=resume), on_interrupt)
         except SwarmError:
             if run.last_round() is not None:
                 write_report(run)
@@ -265,12 +269,18 @@ def _train(run: RunDirectory, arguments: argparse.Namespace, *, resume: bool) ->
         print_summary(run, console)
         console.print(f"report:        {run.report_file}", highlight=False, markup=False, soft_wrap=True)
     if outcome.status == "failed":
-        raise SwarmError(outcome.reason)
+        raise ConfigError(outcome.reason) if outcome.user_error else SwarmError(outcome.reason)
     return 0
 
 
 async def _session(
-    run: RunDirectory, scenario: Scenario, events: EventLog, view: LiveView | PlainView, *, resume: bool
+    run: RunDirectory,
+    scenario: Scenario,
+    events: EventLog,
+    view: LiveView | PlainView,
+    agents: Sequence[Agent] | None,
+    *,
+    resume: bool,
 ) -> RunOutcome:
     """Train, then film, under the view and all recorders."""
     from scenarios.runner import run_scenario, video_run
@@ -278,7 +288,7 @@ async def _session(
     with TensorboardLog(run) as curves:
         observer = Observers((events, curves, view))
         async with view:
-            outcome = await run_scenario(scenario, run.path, observer=observer, resume=resume)
+            outcome = await run_scenario(scenario, run.path, observer=observer, resume=resume, agents=agents)
             if scenario.video and outcome.status == "done":
                 observer.on_phase("filming the trained policy")
                 try:

@@ -16,11 +16,10 @@ from typing import Final, Literal
 from packaging.requirements import Requirement
 
 from scenarios.run_directory import installed_version
+from swarm.names import MAX_SOCKET_PATH
 
 Level = Literal["ok", "warn", "fail"]
 GIGABYTE: Final = 10**9
-MAX_IPC_PATH: Final = 107
-"""Longest path of a Unix socket in Linux (``sun_path`` less its final zero)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +116,8 @@ def check_ipc() -> list[Finding]:
     except (OSError, zmq.ZMQError) as error:
         advice = "set TMPDIR to a writable folder on a local disk, with a short path"
         return [Finding(check="ipc", level="fail", found=str(error), advice=advice)]
-    if len(path) > MAX_IPC_PATH - 20:
-        advice = f"Unix socket paths end at {MAX_IPC_PATH} characters: set TMPDIR to a shorter one"
+    if len(path) > MAX_SOCKET_PATH - 20:
+        advice = f"Unix socket paths end at {MAX_SOCKET_PATH} characters: set TMPDIR to a shorter one"
         return [Finding(check="ipc", level="warn", found=f"long temporary path {path}", advice=advice)]
     return [Finding(check="ipc", level="ok", found=f"Unix sockets work below {tempfile.gettempdir()}")]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -47,6 +47,7 @@ class RunOutcome:
         wall_s: wall time of this session.
         weights_digest: sha256 over the newest checkpoint's weights; equal digests mean equal bits.
         reason: why it failed.
+        user_error: it failed because of something that the user wrote or named.
     """
 
     run_dir: Path
@@ -56,6 +57,7 @@ class RunOutcome:
     wall_s: float
     weights_digest: str
     reason: str = ""
+    user_error: bool = False
 
     def to_json(self) -> dict[str, Json]:
         """JSON-like form, for ``--json``."""
@@ -69,9 +71,11 @@ class EvaluationOutcome:
     Attributes:
         member: whose policy acted.
         round_index: version of its weights.
-        returns: undiscounted return per episode.
+        returns: undiscounted return per episode; in a run on several tasks, per trial, the mean over its episodes, as
+            the following ones.
         distances: forward distance per episode, in metres.
         lengths: steps per episode.
+        curves: in a run on several tasks, the return of each episode of each trial.
     """
 
     member: str
@@ -79,6 +83,7 @@ class EvaluationOutcome:
     returns: tuple[float, ...]
     distances: tuple[float, ...]
     lengths: tuple[int, ...]
+    curves: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,21 +92,29 @@ class AdaptationOutcome:
 
     Attributes:
         member: whose policy was adapted.
-        shift: the dynamics that were changed, by factor.
+        shift: what was changed against the trained task.
         accepted: whether the adapted policy was better on the re-evaluation.
-        before: mean return of the probes without adaptation.
-        after: mean return of the re-evaluation with it.
-        steps: environment steps that the probes took.
-        details: what was changed.
+        reason: one line on the decision.
+        before: returns of the unadapted policy on the episodes of the re-evaluation.
+        after: returns of the adapted one.
+        curve: returns of the episodes lived before it, episode by episode, of all environments.
+        probes: episodes used, re-evaluation included.
+        steps: environment steps used.
+        saved: path of the saved policy, if it was to be saved and was accepted.
     """
 
     member: str
-    shift: Mapping[str, float]
+    shift: Mapping[str, Json]
+    level: str
+    online: bool
     accepted: bool
-    before: float
-    after: float
+    reason: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    curve: tuple[tuple[float, ...], ...]
+    probes: int
     steps: int
-    details: Mapping[str, Json] = field(default_factory=dict)
+    saved: str | None = None
 
 
 class Observer(Protocol):

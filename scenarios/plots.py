@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from agents.intervals import estimate_mean
 from scenarios.run_records import Row, RunHistory
 
 COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999933", "#666666")
@@ -59,6 +60,24 @@ def draw_learning(history: RunHistory) -> Figure | None:
         return None
     axes.set(xlabel="environment steps (all members together)", ylabel="return of an episode")
     axes.xaxis.set_major_formatter(_THOUSANDS)
+    _legend(axes)
+    return figure
+
+
+def draw_trials(history: RunHistory) -> Figure | None:
+    """Return by episode of a trial on test tasks, before and after training, with 95 % intervals."""
+    curves = {label: history.evaluation.get(label, {}).get("curves") for label in ("before", "after")}
+    if not any(curves.values()):
+        return None
+    figure, (axes,) = _figure(1)
+    for (label, rows), colour in zip(curves.items(), (GREY, COLOURS[0]), strict=True):
+        if rows:
+            estimates = [estimate_mean(values) for values in zip(*rows, strict=True)]
+            x = range(1, len(estimates) + 1)
+            low, high = [row.low for row in estimates], [row.high for row in estimates]
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+            axes.plot(x, [row.mean for row in estimates], "o-", color=colour, ms=4, label=f"{label} training")
+    axes.set(xlabel="episode of the trial", ylabel="return of an episode")
     _legend(axes)
     return figure
 
@@ -164,6 +183,7 @@ def draw_speed(history: RunHistory) -> Figure | None:
 
 PLOTS: Final[tuple[tuple[str, str, Callable[[RunHistory], Figure | None]], ...]] = (
     ("learning.png", "Learning curve", draw_learning),
+    ("trials.png", "Adaptation over the episodes of a trial on test tasks", draw_trials),
     ("allocation.png", "Who won which share of acting and of compute", draw_allocation),
     ("bids.png", "Bids of the winners, and the peers' votes", draw_bids),
     ("world.png", "Shared world model: prediction and inner loop", draw_world),

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from agents.intervals import estimate_mean
 from scenarios.run_directory import RunDirectory, swarm_command
 from scenarios.run_records import RunHistory, read_history
 from scenarios.scenario import Scenario
@@ -75,8 +76,8 @@ def write_report(run: RunDirectory) -> None:
 
 
 def sheets(history: RunHistory) -> list[Sheet]:
-    """Return the tables that there is data for: result, agents, topics."""
-    found = [_result_sheet(history), _agent_sheet(history), _topic_sheet(history)]
+    """Return the tables that there is data for: result, trials, agents, topics."""
+    found = [_result_sheet(history), _trial_sheet(history), _agent_sheet(history), _topic_sheet(history)]
     return [sheet for sheet in found if sheet.rows]
 
 
@@ -111,10 +112,11 @@ def _lead(scenario: Scenario, history: RunHistory) -> str:
     steps, budget = last["env_steps"], scenario.team.budget_steps
     ended = "The budget is spent." if budget - steps < 8 else "**The run ended before its budget was spent.**"
     adaptation = last.get("adaptation") or {}
+    evaluated = last.get("evaluation_steps", 0) + history.evaluation.get("after", {}).get("steps", 0)
     return (
         f"{ended} {steps} of {budget} environment steps, {last.get('updates_total', 0)} updates and "
         f"{last['round_index']} rounds in {last.get('wall_s', 0.0):.0f} s of training; besides, "
-        f"{last.get('evaluation_steps', 0)} steps of evaluation and {last.get('adaptation_steps', 0)} of adaptation "
+        f"{evaluated} steps of evaluation and {last.get('adaptation_steps', 0)} of adaptation "
         f"probes. Adaptations under a shift: {adaptation.get('accepted', 0)} accepted, "
         f"{adaptation.get('rejected', 0)} rejected. Versions, machine and seed: `environment.json`; all settings: "
         "`scenario.toml`."
@@ -140,6 +142,19 @@ def _result_sheet(history: RunHistory) -> Sheet:
         )
     headings = ("training", "policy", "episodes", "return", "range", "distance (m)", "length")
     return Sheet("Return before and after", headings, tuple(rows))
+
+
+def _trial_sheet(history: RunHistory) -> Sheet:
+    """Return at episode k of a trial, over test tasks, for runs on several tasks."""
+    rows = []
+    for label in ("before", "after"):
+        curves = history.evaluation.get(label, {}).get("curves", ())
+        if curves:
+            estimates = [estimate_mean(values) for values in zip(*curves, strict=True)]
+            rows.append((label, str(len(curves)), *(str(estimate) for estimate in estimates)))
+    longest = max((len(row) - 2 for row in rows), default=0)
+    headings = ("training", "trials", *(f"episode {k}" for k in range(1, longest + 1)))
+    return Sheet("Return by episode of a trial on test tasks, mean and 95 % interval", headings, tuple(rows))
 
 
 def _agent_sheet(history: RunHistory) -> Sheet:

@@ -17,7 +17,7 @@ from pathlib import Path
 from shutil import which
 from typing import Final, Self
 
-from scenarios.scenario import Scenario
+from scenarios.scenario import Scenario, check_runnable
 from swarm.errors import CheckpointError, ConfigError
 from swarm.messages import Json
 
@@ -37,8 +37,9 @@ class RunDirectory:
         """Make the directory with ``scenario.toml`` and ``environment.json``.
 
         Raises:
-            ConfigError: the path exists and holds something, or cannot be written.
+            ConfigError: the path exists and holds something, or cannot be written; or the environment cannot be used.
         """
+        check_runnable(scenario)
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
@@ -72,6 +73,11 @@ class RunDirectory:
     def scenario_file(self) -> Path:
         """The resolved scenario."""
         return self.path / "scenario.toml"
+
+    @property
+    def agents_file(self) -> Path:
+        """Agents of the user's own, where there are any."""
+        return self.path / "agents.json"
 
     @property
     def environment_file(self) -> Path:

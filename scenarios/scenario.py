@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,19 +9,23 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import Final, Self, cast, get_args, get_origin
+from typing import Final, Self, TypeVar, cast, get_args, get_origin
 
 from agents.config import MEMBERS, MODES, TeamConfig
-from env_bridge.tasks import check_task as check_task_parameters
+from env_bridge.tasks import check_task_fits, combine, train_and_test_tasks
 from scenarios.toml_text import to_toml
 from scenarios.validation import decode, nearest, settings_of
 from swarm.errors import ConfigError
+from swarm.names import NAME
 from swarm.policy import BLOCK_SIZE
 
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ScenarioT = TypeVar("ScenarioT", bound="Scenario")
 ALWAYS_PRESENT: Final = ("coordinator", "environment")
 INTERVENABLE_TOPICS: Final = ("proposals", "gradients", "evaluations")
 ROBOTS: Final = ("HalfCheetah", "Ant", "Humanoid", "Walker2d", "Hopper")
+DRAWN_SETTINGS: Final = ("train_tasks", "test_tasks")
+"""Parts of `TeamConfig` that follow from the suite."""
+
 KNOWN_TASKS: Final = tuple(f"{robot}-{version}" for robot in ROBOTS for version in ("v4", "v5"))
 """Environment ids with vectorised physics; other Gymnasium ids are looked up when a run starts."""
 
@@ -37,6 +40,7 @@ class Scenario:
         processes: worker processes that host the agents other than the coordinator.
         workers: stepping workers of the bridge.
         video: whether the trained policy is filmed at the end.
+        suite: tasks to train and test on, see ``env_bridge.tasks``; empty: ``team.task`` alone.
         team: what every agent of the run knows.
     """
 
@@ -45,18 +49,23 @@ class Scenario:
     processes: int = 2
     workers: int = 1
     video: bool = True
+    suite: str = ""
     team: TeamConfig = field(default_factory=TeamConfig)
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, object]) -> Self:
-        """Validate plain data. Raises ``ConfigError`` with one line on the first mistake."""
-        scenario = decode(cls, data)
+        """Validate plain data and draw the suite's tasks. Raises ``ConfigError`` in one line on the first mistake."""
+        _refuse_drawn_settings(data)
+        scenario = _with_tasks_of_suite(decode(cls, data))
         _check(scenario)
         return scenario
 
     def to_mapping(self) -> dict[str, object]:
-        """Plain data; `from_mapping` gives an equal scenario back."""
-        return asdict(self)
+        """Plain data, without the tasks that the suite implies; `from_mapping` gives an equal scenario back."""
+        data = asdict(self)
+        for setting in DRAWN_SETTINGS:
+            del data["team"][setting]
+        return data
 
     def to_toml(self) -> str:
         """Every setting as TOML; reading it back gives an equal scenario."""
@@ -164,6 +173,23 @@ def check_task(env_id: str) -> None:
         ) from error
 
 
+def check_runnable(scenario: Scenario) -> None:
+    """Raise ``ConfigError`` for an environment in which the scenario cannot run; unknown ones are made to find out."""
+    team = scenario.team
+    if team.env_id in KNOWN_TASKS:
+        return
+    from env_bridge.vector_env import check_environment
+
+    check_environment(team.env_id, (team.task, *team.train_tasks, *team.test_tasks))
+    shifting = [name for name in ("shifted_every", "adapt_every") if getattr(team.rounds, name) > 0]
+    if shifting:
+        try:
+            check_environment(team.env_id, (replace(team.task, gravity=1.1),))
+        except ConfigError as error:
+            settings = " ".join(f"--set rounds.{name}=0" for name in shifting)
+            raise ConfigError(f"{error}; do without: {settings}") from error
+
+
 def _robot(env_id: str) -> str:
     return env_id.partition("-")[0]
 
@@ -193,7 +219,8 @@ def _check(scenario: Scenario) -> None:
     if team.mode not in MODES:
         raise ConfigError(f"unknown mode {team.mode!r}{nearest(team.mode, list(MODES))}; known: {', '.join(MODES)}")
     check_task(team.env_id)
-    check_task_parameters(team.task)
+    for task in (team.task, *team.train_tasks, *team.test_tasks):
+        check_task_fits(task, team.env_id)
     _check_agents(team)
     for setting in ("replace", "stop"):
         topic = getattr(team.faults, setting)
@@ -210,6 +237,32 @@ def _check(scenario: Scenario) -> None:
             f"team.budget_steps is {team.budget_steps}, less than one round of {team.rounds.steps} steps; "
             "raise it (--steps) or shorten the round (--set rounds.steps=…)"
         )
+
+
+def _refuse_drawn_settings(data: Mapping[str, object]) -> None:
+    team = data.get("team")
+    for setting in DRAWN_SETTINGS:
+        if isinstance(team, Mapping) and setting in team:
+            raise ConfigError(f"team.{setting} cannot be set: it follows from suite, trials.{setting} and seed")
+
+
+def _with_tasks_of_suite(scenario: ScenarioT) -> ScenarioT:
+    """Return the scenario with the tasks of its suite, each of them on top of ``team.task``."""
+    team = scenario.team
+    if not scenario.suite:
+        return scenario
+    train, test = train_and_test_tasks(
+        scenario.suite,
+        team.env_id,
+        num_train=team.trials.train_tasks,
+        num_test=team.trials.test_tasks,
+        seed=team.seed,
+    )
+    drawn = {
+        "train_tasks": tuple(combine(team.task, task) for task in train),
+        "test_tasks": tuple(combine(team.task, task) for task in test),
+    }
+    return replace(scenario, team=replace(team, **drawn))  # type: ignore[arg-type]  # names and types of the fields
 
 
 def _check_agents(team: TeamConfig) -> None:
@@ -234,7 +287,8 @@ def _check_agents(team: TeamConfig) -> None:
 
 
 def _resolve(key: str) -> tuple[str, object]:
-    settings = dict(settings_of(Scenario))
+    drawn = {f"team.{setting}" for setting in DRAWN_SETTINGS}
+    settings = {path: hint for path, hint in settings_of(Scenario) if path not in drawn}
     for path in (key, f"team.{key}"):
         if path in settings:
             return path, settings[path]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from swarm.ablation import Faults
     from swarm.agent import Agent, AgentContext
     from swarm.bus import Bus, Lost, Received
-    from swarm.errors import ConfigError, PeerLost, SwarmError, TaskFailed
+    from swarm.errors import ConfigError, PeerLost, SwarmError, TaskFailed, TaskImpossible
     from swarm.launch import ExtraProcess, InlineLauncher, Launcher, ProcessesLauncher
     from swarm.messages import Announcement, Award, Ended, Proposal, Refusal, Submission
     from swarm.swarm import Swarm, SwarmOptions
@@ -41,6 +41,7 @@ __all__ = [
     "SwarmError",
     "SwarmOptions",
     "TaskFailed",
+    "TaskImpossible",
     "Topic",
 ]
 
@@ -48,7 +49,7 @@ _HOMES = {
     "swarm.ablation": ("Faults",),
     "swarm.agent": ("Agent", "AgentContext"),
     "swarm.bus": ("Bus", "Lost", "Received"),
-    "swarm.errors": ("ConfigError", "PeerLost", "SwarmError", "TaskFailed"),
+    "swarm.errors": ("ConfigError", "PeerLost", "SwarmError", "TaskFailed", "TaskImpossible"),
     "swarm.launch": ("ExtraProcess", "InlineLauncher", "Launcher", "ProcessesLauncher"),
     "swarm.messages": ("Announcement", "Award", "Ended", "Proposal", "Refusal", "Submission"),
     "swarm.swarm": ("Swarm", "SwarmOptions"),

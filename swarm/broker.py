@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import ipaddress
 import os
 import signal
@@ -26,12 +25,12 @@ from zmq.utils.monitor import parse_monitor_message
 
 from swarm.control import EVERYBODY, Refused, encode_control
 from swarm.errors import ConfigError
+from swarm.lifeline import die_with_parent
 from swarm.zmq_bus import harden
 
 HIGH_WATER: Final = 100_000
 POLL_MS: Final = 250
 NAME: Final = "broker"
-_PR_SET_PDEATHSIG: Final = 1
 _INTERNAL: Final = "inproc://refused"
 _HANDSHAKE_FAILURES: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -134,14 +133,6 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _die_with(parent_pid: int) -> None:
-    """Have the kernel end this process with its parent (Linux, prctl(2)); `main` also looks for itself."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        raise SystemExit(0)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the broker until SIGTERM, SIGINT or the parent's end; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m swarm.broker", description="Pass messages between peers.")
@@ -155,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stopping.set())
     if options.parent_pid is not None:
-        _die_with(options.parent_pid)
+        die_with_parent(options.parent_pid, signal.SIGTERM)  # so that the sockets are removed; the loop looks itself
     os.umask(0o077)
     try:
         broker = Broker(options.frontend, options.backend)

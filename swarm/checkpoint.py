@@ -7,7 +7,7 @@ Performers `CheckpointStore.stage` their files; the coordinator's `CheckpointSto
 
 The manifest names every file with size and sha256 and must read back as exactly the bytes that were written, so that
 any flipped bit or missing byte is found; a damaged checkpoint is skipped and named, and the one before it is used.
-A file that a round did not change is the same inode as in the round before: damage to it is damage to both.
+A file that a round did not change is copied from the round before, so that damage to one is not damage to both.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Final
 
 from swarm.errors import CheckpointError, ConfigError, SwarmError
 from swarm.messages import Json
+from swarm.names import NAME
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 LEDGER: Final = "ledger.json"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ROUND: Final = re.compile(r"round-(\d{6,})")
 
 
@@ -151,7 +151,7 @@ class CheckpointStore:
         """Read a checkpoint in full. Raises ``CheckpointError`` naming the first damage."""
         manifest = self.read_manifest(round_index)
         for name, entry in manifest.files.items():
-            found = _entry_of(self.path(round_index, name))
+            found = _entry_of(_read(self.path(round_index, name)))
             if found != entry:
                 raise CheckpointError(
                     f"{self.path(round_index, name)} is damaged: got {found.bytes} bytes with sha256 "
@@ -181,7 +181,7 @@ class CheckpointStore:
         return ledger
 
     def _gather(self, round_index: int, files: Mapping[str, str], building: Path) -> dict[str, FileEntry]:
-        """Hard-link staged and taken-over files into ``building``, each verified."""
+        """Link staged files into ``building`` and copy taken-over ones, each verified."""
         entries: dict[str, FileEntry] = {}
         sources = {name: (self.staged_path(round_index, name), digest) for name, digest in files.items()}
         if reserved := {MANIFEST, LEDGER} & set(files):
@@ -192,12 +192,16 @@ class CheckpointStore:
                 if name != LEDGER:
                     sources.setdefault(name, (self.path(previous[-1], name), entry.sha256))
         for name, (source, digest) in sources.items():
-            entries[name] = _entry_of(source)
+            data = _read(source)
+            entries[name] = _entry_of(data)
             if entries[name].sha256 != digest:
                 raise CheckpointError(
                     f"{source} has sha256 {entries[name].sha256[:12]}…, expected {digest[:12]}…; perform its task again"
                 )
-            os.link(source, building / name)
+            if name in files:
+                os.link(source, building / name)
+            else:
+                _write_synced(building / name, data)
         return entries
 
     def _publish(self, building: Path, target: Path) -> None:
@@ -267,13 +271,12 @@ def _rounds(root: Path) -> list[int]:
 
 
 def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ConfigError(f"got the file name {name!r}; expected letters, digits, '.', '_', '-', at most 64")
     return name
 
 
-def _entry_of(path: Path) -> FileEntry:
-    data = _read(path)
+def _entry_of(data: bytes) -> FileEntry:
     return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
@@ -288,16 +291,20 @@ def write_durably(target: Path, data: bytes | memoryview) -> None:
     """Temporary file in the same folder, fsync, rename, fsync the folder. Raises ``OSError``."""
     temporary = target.with_name(f".writing-{secrets.token_hex(8)}")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(temporary, data)
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
     _fsync(target.parent)
+
+
+def _write_synced(path: Path, data: bytes | memoryview) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _fsync(folder: Path) -> None:

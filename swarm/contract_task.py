@@ -138,7 +138,7 @@ class Task:
             waits_for_capacity=waits_for_capacity,
         )
 
-    def ended(self, status: TaskState, reason: str) -> Ended:
+    def ended(self, status: TaskState, reason: str, *, user_error: bool = False) -> Ended:
         """The last word about the task."""
         finished = sorted(self.outcomes.items())
         return Ended(
@@ -147,6 +147,7 @@ class Task:
             results={agent: outcome.result for agent, outcome in finished},
             units={agent: outcome.units for agent, outcome in finished},
             reason=reason,
+            user_error=user_error,
         )
 
 

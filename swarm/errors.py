@@ -10,6 +10,7 @@ SwarmError
 ├── BusClosed            the world: the bus was closed
 ├── PeerLost             the world: a process died, hung or never answered
 └── TaskFailed           the submitter: a task ended without a result
+    └── TaskImpossible   the user (a ConfigError too): what it was told to do cannot be done, however often it is tried
 """
 
 from __future__ import annotations
@@ -76,3 +77,7 @@ class PeerLost(SwarmError):
 
 class TaskFailed(SwarmError):
     """A task reached the terminal state failed, cancelled or expired."""
+
+
+class TaskImpossible(TaskFailed, ConfigError):
+    """A task failed because of something that the user wrote or named: trying it again cannot mend it."""

@@ -251,6 +251,7 @@ class AgentHost:
                 agent=name,
                 reason=_reason(error),
                 retryable=not isinstance(error, ConfigError),
+                user_error=isinstance(error, ConfigError),
             )
         finally:
             self._work.pop((award.task_id, award.epoch), None)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import os
 import signal
 import sys
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
 
 PR_SET_PDEATHSIG: Final = 1
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when process ``parent_pid`` ends; exit at once if it has ended already.
+def die_with_parent(parent_pid: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send ``by`` when process ``parent_pid`` ends; exit at once if it has ended already.
 
     Call it first thing. On Linux by prctl(2), which fires when the *thread* that started this process ends; elsewhere,
     and for that reason, also use `watch_standard_input`.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by, 0, 0, 0)
     if os.getppid() != parent_pid:
         os._exit(1)
 

@@ -182,13 +182,18 @@ class Done(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed(Message):
-    """The award could not be performed; ``retryable`` says whether another attempt may succeed."""
+    """The award could not be performed; ``retryable`` says whether another attempt may succeed.
+
+    Attributes:
+        user_error: something that the user wrote or named is wrong; it is not tried again.
+    """
 
     task_id: str
     epoch: int
     agent: str
     reason: str
     retryable: bool = True
+    user_error: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +205,7 @@ class Ended(Message):
         results: result of each award holder by agent name (one entry unless ``units`` > 1).
         units: units won by each agent.
         reason: why, where status is not ``done``.
+        user_error: it failed because of something that the user wrote or named.
     """
 
     task_id: str
@@ -207,6 +213,7 @@ class Ended(Message):
     results: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
+    user_error: bool = False
 
 
 # --- experience, parameters, gradients, evaluations -------------------------------------------------------------------
@@ -247,7 +254,8 @@ class Gradient(Message):
         owner: member on whose experience they were computed; of an aggregate, the group of members that share it.
         kind: ``member`` (one agent's own) or ``aggregate`` (the guarded combination of all).
         num_samples: samples behind each gradient, for weighting.
-        arrays: ``prediction`` (G, P) and optionally ``meta`` (M, P) float32; P shared parameters.
+        arrays: ``prediction`` (G, P) and optionally ``meta`` (M, P) float32, of the encoder and the member's own head; of
+            an aggregate, each of them split into the shared part and the heads', and ``refused`` arrays by sender.
     """
 
     owner: str

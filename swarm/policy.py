@@ -29,6 +29,8 @@ class PolicyInput:
         reward: (E,) float32; reward of the previous step, 0 where ``reset``.
         state: (E, S) float32 as returned by the previous call (contains the previous action where it is needed).
         noise: (E, A) float32 standard normal; all zeros asks for the deterministic action.
+        started: (E,) bool; true where an episode starts, also where the policy remembers the one before; ``None``:
+            the same as ``reset``.
     """
 
     reset: NDArray[np.bool_]
@@ -36,6 +38,7 @@ class PolicyInput:
     reward: NDArray[np.float32]
     state: NDArray[np.float32]
     noise: NDArray[np.float32]
+    started: NDArray[np.bool_] | None = None
 
 
 class Policy(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swarm.bus import Bus, Lost
-from swarm.errors import TaskFailed
+from swarm.errors import TaskFailed, TaskImpossible
 from swarm.machine_loop import publish_patiently
 from swarm.messages import Accepted, Ended, Submission
 from swarm.topics import Topic
@@ -61,7 +61,8 @@ class SubmissionClient:
 
 
 def require_done(ended: Ended) -> Ended:
-    """Return ``ended`` if its status is ``done``. Raises ``TaskFailed`` otherwise."""
+    """Return ``ended`` if its status is ``done``. Raises ``TaskFailed``, or ``TaskImpossible``, otherwise."""
     if ended.status != "done":
-        raise TaskFailed(f"task {ended.task_id!r} ended {ended.status}: {ended.reason or 'no reason given'}")
+        kind = TaskImpossible if ended.user_error else TaskFailed
+        raise kind(f"task {ended.task_id!r} ended {ended.status}: {ended.reason or 'no reason given'}")
     return ended

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Self
 
 import structlog
 
@@ -27,11 +26,11 @@ from swarm.host import runs_by_itself
 from swarm.launch.inline import InlineLauncher
 from swarm.launch.team import LAUNCHER, ExtraProcess, Launcher, Running, Team
 from swarm.messages import Announcement, Award, Ended, Json, Message, Proposal, Refusal, Submission
+from swarm.names import NAME
 from swarm.submitting import SubmissionClient, require_done
 from swarm.supervisor import ProcessEvent
 from swarm.topics import Topic
 
-NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 log = structlog.get_logger(__name__)
 
 
@@ -252,10 +251,8 @@ def _find_coordinator(agents: Sequence[Agent], coordinator: Agent | None) -> tup
             raise ConfigError(f"both {coordinator.name!r} and {agent.name!r} manage; a swarm has one coordinator")
     names = [agent.name for agent in (coordinator, *others)]
     for name in names:
-        if not NAME_PATTERN.match(name) or name == LAUNCHER:
-            raise ConfigError(
-                f"agent name {name!r} is not valid; expected {NAME_PATTERN.pattern[:-2]}, not {LAUNCHER!r}"
-            )
+        if not NAME.fullmatch(name) or name == LAUNCHER:
+            raise ConfigError(f"agent name {name!r} is not valid; expected {NAME.pattern}, not {LAUNCHER!r}")
         if names.count(name) > 1:
             raise ConfigError(f"two agents are called {name!r}; give each its own name")
     return coordinator, others

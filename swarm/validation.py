@@ -13,6 +13,7 @@ from dataclasses import fields
 from typing import Final, TypeAlias
 
 from swarm.errors import CodecError
+from swarm.names import NAME, TASK_ID
 
 Rule: TypeAlias = Callable[[object, str], object]
 
@@ -21,18 +22,16 @@ MAX_TEXT: Final = 1 << 20
 MAX_INT: Final = 2**63 - 1
 ARRAYS: Final = "Arrays"
 
-_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_TASK_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _ENDINGS: Final = frozenset({"done", "failed", "cancelled", "expired"})
 
 
 def check_id(value: object, path: str) -> str:
     """Return ``value`` if it is an id of an agent, member, peer or kind of work."""
-    return _matching(value, path, _ID)
+    return _matching(value, path, NAME)
 
 
 def _check_task_id(value: object, path: str) -> str:
-    return _matching(value, path, _TASK_ID)
+    return _matching(value, path, TASK_ID)
 
 
 def _check_id_or_empty(value: object, path: str) -> str:

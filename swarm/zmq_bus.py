@@ -20,6 +20,7 @@ from swarm.bus_config import MAX_FRAME_BYTES, BusConfig, Faults
 from swarm.control import prefixes
 from swarm.errors import ConfigError
 from swarm.messages import Message
+from swarm.names import MAX_SOCKET_PATH
 from swarm.publishing import Frames
 from swarm.session import Session
 from swarm.topics import Topic
@@ -114,7 +115,8 @@ class ZmqBus:
                 socket.connect(endpoint)
             except zmq.ZMQError as error:
                 raise ConfigError(
-                    f"cannot connect to {endpoint!r} ({error}); expected ipc://PATH of at most 107 bytes, or tcp://HOST:PORT"
+                    f"cannot connect to {endpoint!r} ({error}); expected ipc://PATH of at most "
+                    f"{MAX_SOCKET_PATH} bytes, or tcp://HOST:PORT"
                 ) from None
         for prefix in prefixes(self.name):
             self._receiving.setsockopt(zmq.SUBSCRIBE, prefix)

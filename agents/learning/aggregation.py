@@ -1,6 +1,11 @@
-"""Combining the gradients that all agents published: guards first, then one fixed order.
+"""Combining the gradients that all members published: guards first, then one fixed order.
 
-Letters: G gradients of one sender, K gradients in all, P parameters.
+Letters: G gradients of one sender, K gradients of the shared encoder after combining, E parameters of the encoder,
+H parameters of one head, P = E + H.
+
+Guards, in this order: shape (and dtype), finite, norm cap per sender, staleness. What a guard refuses is left out and
+counted, never replaced by zeros. The encoder's part of what is left is combined over the members; each head's part is
+its member's own.
 """
 
 from __future__ import annotations
@@ -9,8 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from agents.config import WorldConfig
 from agents.learning.normalizer import Float32Array
+from agents.learning.robust import RULES
 from swarm.messages import Arrays, Gradient
 
 KINDS = ("prediction", "meta")
@@ -21,9 +29,11 @@ class Aggregate:
     """What came of the members' gradients.
 
     Attributes:
-        arrays: ``prediction`` (K, P) and ``meta`` (K', P) where anybody sent them, float32, to be applied in turn.
+        arrays: ``<kind>/shared`` (K, E) float32, to be applied in turn, and ``<kind>/head-<i>`` (G, H) of the i-th
+            sender, for each kind that anybody sent; ``refused`` (N,) int64, how many arrays of each
+            sender were refused.
         num_samples: samples behind all accepted gradients.
-        skipped: ``owner:kind:reason`` of what a guard refused; it is left out, never replaced by zeros.
+        skipped: ``owner:kind:reason`` of what a guard refused.
     """
 
     arrays: Arrays
@@ -35,7 +45,7 @@ def refusal(gradient: object, parameters: int) -> str | None:
     """Return why a gradient (G, P) is not used: ``dtype``, ``shape`` or ``not-finite``; ``None``: it may be."""
     if not isinstance(gradient, np.ndarray) or gradient.dtype != np.float32:
         return "dtype"
-    if gradient.ndim != 2 or gradient.shape[1] != parameters:
+    if gradient.ndim != 2 or gradient.shape[1] != parameters or len(gradient) == 0:
         return "shape"
     return None if np.isfinite(gradient).all() else "not-finite"
 
@@ -48,51 +58,56 @@ def cap_norm(gradient: Float32Array, max_norm: float) -> Float32Array:
 
 
 def aggregate(
-    gradients: Sequence[Gradient], max_norm: float, *, parameters: int | None = None, average: bool = True
+    gradients: Sequence[Gradient], config: WorldConfig, *, version: int, shared: int, parameters: int
 ) -> Aggregate:
     """Guard and combine the members' gradients in the order given.
 
     Args:
-        max_norm: cap on the norm of each gradient, per sender.
-        parameters: P; ``None``: the width that most senders (the first of equals) use.
-        average: true: the g-th gradients of all members become one, weighted by their number of samples; false: all
-            are kept, the first of each member, then the second of each, to be applied in turn.
+        gradients: one message of each member of a group, in the order of their heads.
+        version: round in which they are used; a gradient of another one is stale.
+        shared: E.
+        parameters: P.
     """
-    arrays: dict[str, Float32Array] = {}
+    arrays: dict[str, NDArray[np.generic]] = {}
     skipped: list[str] = []
+    refused = np.zeros(len(gradients), np.int64)
     samples: dict[str, int] = {}
     for kind in KINDS:
-        sent = [(message, message.arrays[kind]) for message in gradients if kind in message.arrays]
-        width = parameters if parameters is not None else _common_width([array for _, array in sent])
         accepted: list[tuple[int, Float32Array]] = []
-        for message, array in sent:
-            reason = refusal(array, width)
-            if reason is not None:
-                skipped.append(f"{message.owner}:{kind}:{reason}")
+        for index, message in enumerate(gradients):
+            if kind not in message.arrays:
                 continue
-            accepted.append((message.num_samples, cap_norm(np.asarray(array, np.float32), max_norm)))
+            found = _guarded(message, message.arrays[kind], config.max_gradient_norm, version, parameters)
+            if isinstance(found, str):
+                skipped.append(f"{message.owner}:{kind}:{found}")
+                refused[index] += 1
+                continue
+            arrays[f"{kind}/head-{index}"] = np.ascontiguousarray(found[:, shared:])
+            accepted.append((message.num_samples, found[:, :shared]))
             samples[message.owner] = message.num_samples
         if accepted:
-            arrays[kind] = _combine(accepted, average)
-    return Aggregate(arrays=arrays, num_samples=sum(samples.values()), skipped=tuple(skipped))
+            arrays[f"{kind}/shared"] = _combine(accepted, config)
+    return Aggregate(arrays={**arrays, "refused": refused}, num_samples=sum(samples.values()), skipped=tuple(skipped))
 
 
-def _common_width(arrays: Sequence[object]) -> int:
-    widths = [array.shape[-1] for array in arrays if isinstance(array, np.ndarray) and array.ndim == 2]
-    return max(dict.fromkeys(widths), key=widths.count, default=0)
+def _guarded(message: Gradient, gradient: object, max_norm: float, version: int, parameters: int) -> Float32Array | str:
+    """Return the gradient as it may be used, or why it may not."""
+    reason = refusal(gradient, parameters)
+    if reason is not None:
+        return reason
+    capped = cap_norm(np.asarray(gradient, np.float32), max_norm)
+    return capped if message.version == version else "stale"
 
 
-def _combine(accepted: Sequence[tuple[int, Float32Array]], average: bool) -> Float32Array:
-    rounds = max(len(array) for _, array in accepted)
+def _combine(accepted: Sequence[tuple[int, Float32Array]], config: WorldConfig) -> Float32Array:
+    """Return the steps of the encoder: the g-th gradients of all senders as one, or each gradient a step of its own."""
     rows: list[Float32Array] = []
-    for g in range(rounds):
-        present = [(max(1, weight), array[g]) for weight, array in accepted if g < len(array)]
-        if average:
-            total = sum(weight for weight, _ in present)
-            combined = np.zeros(present[0][1].shape, np.float64)
-            for weight, row in present:
-                combined += row * (weight / total)
-            rows.append(combined.astype(np.float32))
-        else:
+    for g in range(max(len(array) for _, array in accepted)):
+        present = [(weight, array[g]) for weight, array in accepted if g < len(array)]
+        if config.applied == "in_turn":
             rows.extend(row for _, row in present)
+            continue
+        weights = np.array([max(1, weight) for weight, _ in present], np.float64)
+        combined = RULES[config.aggregation](np.stack([row for _, row in present]).astype(np.float64), weights)
+        rows.append(combined.astype(np.float32))
     return np.stack(rows)

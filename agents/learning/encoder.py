@@ -1,42 +1,78 @@
-"""The state-space encoder: a diagonal linear recurrent unit with a gated output, as functions of named parameters.
+"""Encoders as functions of named parameters: what actor, critics and world model know of the past.
 
 Letters in this file: T time steps, E sequences, O observation, A action, V visible part of the state (observation or
-its projection), I encoder input, N complex states, D features.
+its projection), I encoder input, S numbers of an encoder's state, D features.
 
 Feature h[t] summarises the past up to and including observation t: its inputs are (observation t, action t−1,
-reward t−1). Source: Orvieto et al. 2023, arXiv:2303.06349, eqs. 3-7. Differs from the paper: states are stored as
-interleaved real and imaginary parts, and the block ends in tanh(y) · sigmoid(gate), so that features are bounded.
+reward t−1). The state-space layer is the encoder of the team; a memoryless and an LSTM layer of the same size on the
+same inputs are its controls.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.learning import lstm_encoder, mlp_encoder, ssm
 from agents.learning.normalizer import Scales
-from agents.learning.parameters import ParameterLayout, uniform_
-from agents.learning.scan import scan, scan_chunked
+from agents.learning.parameters import ParameterLayout, Shapes, uniform_
 
-MIN_RADIUS = 0.5
-MAX_RADIUS = 0.99
-MAX_PHASE = math.pi / 10
 Parameters = Mapping[str, Tensor]
+
+
+class Kind(NamedTuple):
+    """What an encoder layer consists of; see `agents.learning.ssm` for the meaning of each.
+
+    Attributes:
+        own: an array that only layers of this kind have.
+        layer: (parameters, inputs (T, E, I), keep (T, E), state (E, S)) → features (T, E, D), states (T, E, S).
+        loop: the same in plain PyTorch, for any device and for tracing.
+    """
+
+    own: str
+    shapes: Callable[[int, int, int], Shapes]
+    init: Callable[[Parameters, torch.Generator], None]
+    layer: Callable[[Parameters, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    loop: Callable[[Parameters, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    state_size: Callable[[int, int, int], int]
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "ssm": Kind("nu", ssm.shapes, ssm.init, ssm.layer, ssm.layer_loop, ssm.state_size),
+    "mlp": Kind(
+        "hidden_w",
+        mlp_encoder.shapes,
+        mlp_encoder.init,
+        mlp_encoder.layer,
+        mlp_encoder.layer,
+        mlp_encoder.state_size,
+    ),
+    "lstm": Kind(
+        "recurrent_w",
+        lstm_encoder.shapes,
+        lstm_encoder.init,
+        lstm_encoder.layer,
+        lstm_encoder.layer,
+        lstm_encoder.state_size,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderSizes:
-    """Sizes of an encoder.
+    """Kind and sizes of an encoder.
 
     Attributes:
+        kind: one of `KINDS`.
         projection: width of the linear layer in front of everything; 0: none.
         features: D.
-        states: N.
+        states: N, complex states of the state-space layer; the others have as many parameters as that would have.
     """
 
     observation: int
@@ -44,6 +80,7 @@ class EncoderSizes:
     projection: int
     features: int
     states: int
+    kind: str = "ssm"
 
     @property
     def visible(self) -> int:
@@ -51,68 +88,53 @@ class EncoderSizes:
         return self.projection or self.observation
 
     @property
+    def inputs(self) -> int:
+        """I."""
+        return self.visible + self.action + 1
+
+    @property
+    def state(self) -> int:
+        """S."""
+        return KINDS[self.kind].state_size(self.inputs, self.states, self.features)
+
+    @property
     def layout(self) -> ParameterLayout:
-        """Arrays of the encoder, ``nu`` and ``theta`` being log(−log|λ|) and log phase."""
-        inputs, states, features = self.visible + self.action + 1, self.states, self.features
-        projection: tuple[tuple[str, tuple[int, ...]], ...] = (
+        """Arrays of the encoder: a projection, if any, then the layer's."""
+        projection: Shapes = (
             (("proj_w", (self.observation, self.projection)), ("proj_b", (self.projection,))) if self.projection else ()
         )
-        return ParameterLayout(
-            shapes=(
-                *projection,
-                ("nu", (states,)),
-                ("theta", (states,)),
-                ("input_w", (inputs, 2 * states)),
-                ("output_w", (2 * states, features)),
-                ("skip_w", (inputs, features)),
-                ("output_b", (features,)),
-                ("gate_w", (2 * states, features)),
-                ("gate_b", (features,)),
-            )
-        )
+        layer = KINDS[self.kind].shapes(self.inputs, self.states, self.features)
+        return ParameterLayout(shapes=(*projection, *layer))
 
 
 def init_encoder(sizes: EncoderSizes, flat: Tensor, generator: torch.Generator) -> None:
-    """Fill ``flat`` (encoder part) in place: |λ| with uniform area in [0.5, 0.99], phase in (0, π/10)."""
+    """Fill ``flat`` (encoder part) in place, on its own device, which must be the generator's."""
     w = sizes.layout.views(flat)
-    inputs, states = sizes.visible + sizes.action + 1, sizes.states
     if sizes.projection:
-        uniform_(w["proj_w"], sizes.observation, generator, scale=math.sqrt(3))
+        uniform_(w["proj_w"], sizes.observation, generator, scale=3**0.5)
         w["proj_b"].zero_()
-    u = torch.rand(states, generator=generator, dtype=flat.dtype)
-    w["nu"].copy_(torch.log(-0.5 * torch.log(u * (MAX_RADIUS**2 - MIN_RADIUS**2) + MIN_RADIUS**2)))
-    w["theta"].copy_(torch.log(MAX_PHASE * torch.rand(states, generator=generator, dtype=flat.dtype) + 1e-4))
-    uniform_(w["input_w"], inputs, generator, scale=math.sqrt(1.5))
-    uniform_(w["output_w"], 2 * states, generator, scale=math.sqrt(3))
-    uniform_(w["skip_w"], inputs, generator, scale=math.sqrt(3))
-    uniform_(w["gate_w"], 2 * states, generator)
-    w["output_b"].zero_()
-    w["gate_b"].zero_()
+    KINDS[sizes.kind].init(w, generator)
 
 
-def decay(w: Parameters) -> Tensor:
-    """Return λ (N,), complex."""
-    return torch.polar(torch.exp(-torch.exp(w["nu"])), torch.exp(w["theta"]))
+def layer(w: Parameters, inputs_TEI: Tensor, keep_TE: Tensor, state_ES: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features (T, E, D) and states (T, E, S) of the layer whose parameters these are."""
+    return _kind_of(w).layer(w, inputs_TEI, keep_TE, state_ES)
 
 
-def drive(w: Parameters, inputs: Tensor) -> Tensor:
-    """Return γ ⊙ B u, complex (…, N); γ = √(1 − |λ|²) keeps the state's variance near that of the input."""
-    gamma = torch.sqrt(1 - torch.exp(-2 * torch.exp(w["nu"])))
-    projected = inputs @ (w["input_w"] * gamma.repeat_interleave(2))
-    return torch.view_as_complex(projected.view(*projected.shape[:-1], -1, 2))
+def layer_loop(w: Parameters, inputs_TEI: Tensor, keep_TE: Tensor, state_ES: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `layer` returns, by plain PyTorch operations only."""
+    return _kind_of(w).loop(w, inputs_TEI, keep_TE, state_ES)
 
 
-def readout(w: Parameters, states: Tensor, inputs: Tensor) -> Tensor:
-    """Return features (…, D) from states (…, N) and the inputs (…, I) of the same step."""
-    real = torch.view_as_real(states).flatten(-2)
-    output = real @ w["output_w"] + inputs @ w["skip_w"] + w["output_b"]
-    return torch.tanh(output) * torch.sigmoid(real @ w["gate_w"] + w["gate_b"])
+def _kind_of(w: Parameters) -> Kind:
+    (kind,) = (kind for kind in KINDS.values() if kind.own in w)
+    return kind
 
 
 def normalize(observation: Tensor, scales: Scales, clip: float) -> Tensor:
     """Return (observation − mean) · factor, clipped to ± ``clip``."""
-    mean = torch.from_numpy(scales.observation_mean).to(observation.dtype)
-    factor = torch.from_numpy(scales.observation_factor).to(observation.dtype)
+    mean = torch.from_numpy(scales.observation_mean).to(observation)
+    factor = torch.from_numpy(scales.observation_factor).to(observation)
     return ((observation - mean) * factor).clamp_(-clip, clip)
 
 
@@ -127,7 +149,7 @@ def visible_part(w: Parameters, normalized: Tensor) -> Tensor:
 
 
 def encode(
-    w: Parameters, normalized_TEO: Tensor, action_TEA: Tensor, reward_TE: Tensor, keep_TE: Tensor, state_EN: Tensor
+    w: Parameters, normalized_TEO: Tensor, action_TEA: Tensor, reward_TE: Tensor, keep_TE: Tensor, state_ES: Tensor
 ) -> Tensor:
     """Return features (T, E, D), differentiable with respect to ``w``.
 
@@ -135,10 +157,10 @@ def encode(
         action_TEA: action *before* each observation (zero where an episode starts).
         reward_TE: normalised reward before each observation (zero where an episode starts).
         keep_TE: bool; false where an episode starts.
-        state_EN: complex state before the first step.
+        state_ES: state before the first step.
     """
     inputs = torch.cat([visible_part(w, normalized_TEO), action_TEA, reward_TE[..., None]], dim=-1)
-    return readout(w, scan(decay(w), keep_TE, drive(w, inputs), state_EN), inputs)
+    return layer(w, inputs, keep_TE, state_ES)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -148,8 +170,8 @@ class Stream:
     Attributes:
         visible: (T, E, V) for ``observation``; ``visible_next`` for ``next_observation``.
         features: (T, E, D) for ``observation``; ``features_next`` for ``next_observation``.
-        states: (T, E, N) complex, after each row's observation.
-        policy_state: (E, 2 N + A) float32: what a rollout policy continues from after the last row.
+        states: (T, E, S), after each row's observation.
+        policy_state: (E, S + A) float32: what a rollout policy continues from after the last row.
     """
 
     visible: Tensor
@@ -207,17 +229,18 @@ def encode_stream(sizes: EncoderSizes, w: Parameters, columns: Columns, scales: 
     previous_reward[1:] = torch.where(keep_TE[1:], reward[:-1], 0)
     visible = visible_part(w, normalized)
     inputs = torch.cat([visible, previous_action, previous_reward[..., None]], dim=-1)
-    zero = torch.zeros(keep_TE.shape[1], sizes.states, dtype=decay(w).dtype)
-    states = scan_chunked(decay(w), keep_TE, drive(w, inputs), zero)
+    num_steps, num_sequences = keep_TE.shape
+    features, states = layer(w, inputs, keep_TE, inputs.new_zeros(num_sequences, sizes.state))
     visible_next = visible_part(w, normalize(columns.next_observation, scales, clip))
     inputs_next = torch.cat([visible_next, columns.action, reward[..., None]], dim=-1)
-    states_next = torch.addcmul(drive(w, inputs_next), states, decay(w))
-    last = torch.view_as_real(states[-1]).flatten(-2)
+    # One step on from each row: a row is a sequence of its own.
+    each_row = torch.ones_like(keep_TE).view(1, -1)
+    features_next, _ = layer(w, inputs_next.view(1, -1, sizes.inputs), each_row, states.flatten(0, 1))
     return Stream(
         visible=visible,
-        features=readout(w, states, inputs),
+        features=features,
         visible_next=visible_next,
-        features_next=readout(w, states_next, inputs_next),
+        features_next=features_next.view(num_steps, num_sequences, -1),
         states=states,
-        policy_state=torch.cat([last, columns.action[-1]], dim=-1).numpy(),
+        policy_state=torch.cat([states[-1], columns.action[-1]], dim=-1).numpy(),
     )

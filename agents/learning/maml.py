@@ -1,64 +1,90 @@
-"""MAML on the context-conditioned dynamics: the inner loop moves the context and the head's last layer.
+"""MAML on the context-conditioned dynamics: an inner loop on a support window, an outer loss on the window after it.
 
-Letters in this file: M meta-gradients, K tasks of one meta-gradient, T time steps, P parameters.
+Letters in this file: M meta-gradients, K tasks of one meta-gradient, T time steps, P parameters of the encoder and
+one head.
 
-The inner loop sees the support window of a task, the outer loss is taken on the window that follows it, second order
-through `torch.func.grad` with all tasks in one `vmap`; the encoder is not adapted but receives the outer gradient.
+What the inner loop moves is a choice: the context (CAVIA), the last layer (ANIL), both, or context and all layers. The
+encoder is not adapted but receives the outer gradient. All tasks advance together (`agents.learning.inner_loop`).
 
 Source: Finn et al. 2017, arXiv:1703.03400 (MAML); Nagabandi et al. 2019, arXiv:1803.11347 (GrBAL: support and query are
-consecutive stretches of one trajectory); Zintgraf et al. 2019, arXiv:1810.03642 (CAVIA: a context as the adapted part).
+consecutive stretches of one trajectory); Zintgraf et al. 2019, arXiv:1810.03642 (CAVIA: a context as the adapted part);
+Raghu et al. 2020, arXiv:1909.09157 (ANIL: the last layer); Li et al. 2017, arXiv:1707.09835 (Meta-SGD: learned inner
+rates; here one for the context and one for the layers, not one for each weight).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from agents.config import WorldConfig
+from agents.learning.encoder import Parameters
+from agents.learning.inner_loop import InnerLoop, Networks, adapt, predict, squared_error
 from agents.learning.normalizer import Float32Array, Scales
 from agents.learning.windows import Windows
-from agents.learning.world_model import Prepared, WorldSizes, WorldState, head_hidden, head_loss, prepare
-
-Fast = tuple[Tensor, Tensor, Tensor]
-Head = dict[str, Tensor]
+from agents.learning.world_model import Prepared, prepare
+from agents.learning.world_state import WorldSizes, WorldState, encoder_parameters
 
 
-def task_loss(head: Head, fast: Fast, known: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Return the loss of one task with adapted (context, w2, b2); ``known`` (T, …), ``target`` (T, O+1)."""
-    context, w2, b2 = fast
-    return head_loss(head_hidden(head, known, context), w2, b2, target, mask)
+def networks_of(head: Parameters, num_known: int, num_tasks: int) -> Networks:
+    """Return ``num_tasks`` copies of a head that share their weights, each with a context of its own.
+
+    Args:
+        num_known: inputs of the head beside the context.
+    """
+    return Networks(
+        weights=(head["w1"][:num_known], head["w2"]),
+        biases=(head["b1"], head["b2"]),
+        context=head["c0"].expand(num_tasks, 1, -1),
+        context_weights=head["w1"][num_known:],
+    )
 
 
-def adapt(head: Head, known: Tensor, target: Tensor, mask: Tensor, steps: int, learning_rate: float) -> Fast:
-    """Return (context, w2, b2) after ``steps`` gradient steps on one task's support window; differentiable twice."""
-    fast: Fast = (head["c0"], head["w2"], head["b2"])
-    gradient: Callable[[Fast], Fast] = torch.func.grad(lambda now: task_loss(head, now, known, target, mask))
-    for _ in range(steps):
-        context, w2, b2 = (value - learning_rate * g for value, g in zip(fast, gradient(fast), strict=True))
-        fast = (context, w2, b2)
-    return fast
+def inner_loop_of(config: WorldConfig, head: Parameters) -> InnerLoop:
+    """Return the inner loop that the configuration asks for, with the head's own rates where they are learned."""
+    context: Tensor | float = config.inner_learning_rate
+    layers: Tensor | float = config.inner_learning_rate
+    if config.learned_rates:
+        context, layers = config.inner_learning_rate * torch.exp(head["rates"])
+    adapted = config.adapted
+    return InnerLoop(
+        steps=config.inner_steps,
+        context_rate=0.0 if adapted == "head" else context,
+        layer_rates=(layers if adapted == "all" else 0.0, 0.0 if adapted == "context" else layers),
+        first_order=config.meta_order == 1,
+    )
 
 
-def outer_losses(head: Head, support: Prepared, query: Prepared, steps: int, learning_rate: float) -> Tensor:
-    """Return the query loss (K,) of each task after adaptation to its support window."""
+def adapted_outputs(
+    head: Parameters, support: Prepared, query: Prepared, config: WorldConfig, *, steps: int | None = None
+) -> Tensor:
+    """Return predictions (K, T, O + 1) on the query windows after adaptation to their support windows.
 
-    def one_task(s_known: Tensor, s_target: Tensor, q_known: Tensor, q_target: Tensor) -> Tensor:
-        fast = adapt(head, s_known, s_target, support.mask, steps, learning_rate)
-        return task_loss(head, fast, q_known, q_target, query.mask)
+    Args:
+        steps: inner steps; ``None``: as many as the configuration says.
+    """
+    seen, asked = support.known.transpose(0, 1), query.known.transpose(0, 1)
+    loop = inner_loop_of(config, head)
+    loop = loop if steps is None else replace(loop, steps=steps)
+    networks = networks_of(head, seen.shape[-1], len(seen))
+    return predict(adapt(networks, seen, support.target.transpose(0, 1), support.mask, loop), asked)
 
-    losses: Tensor = torch.func.vmap(one_task, in_dims=1)(support.known, support.target, query.known, query.target)
-    return losses
+
+def outer_loss(head: Parameters, support: Prepared, query: Prepared, config: WorldConfig) -> Tensor:
+    """Return the mean loss on the query windows after the inner loop, a scalar."""
+    outputs = adapted_outputs(head, support, query, config)
+    return squared_error(outputs, query.target.transpose(0, 1), query.mask).mean()
 
 
 def meta_loss(
-    sizes: WorldSizes, theta: Tensor, support: Windows, query: Windows, scales: Scales, config: WorldConfig
+    sizes: WorldSizes, part: Tensor, support: Windows, query: Windows, scales: Scales, config: WorldConfig
 ) -> Tensor:
-    """Return the mean outer loss over tasks, differentiable with respect to ``theta`` (P,)."""
-    encoder, head = sizes.views(theta)
+    """Return the mean outer loss over tasks, differentiable with respect to ``part`` (P,)."""
+    encoder, head = sizes.views(part)
     seen, asked = (prepare(sizes, encoder, windows, scales) for windows in (support, query))
-    return outer_losses(head, seen, asked, config.inner_steps, config.inner_learning_rate).mean()
+    return outer_loss(head, seen, asked, config)
 
 
 def meta_gradients(
@@ -68,25 +94,35 @@ def meta_gradients(
     scales: Scales,
     config: WorldConfig,
     num_gradients: int = 1,
+    head: int = 0,
 ) -> Float32Array:
-    """Return ``num_gradients`` second-order MAML gradients (M, P), each over an equal part of the tasks."""
+    """Return ``num_gradients`` MAML gradients (M, P) of encoder and ``head``, each over an equal part of the tasks."""
     size = support.num_windows // num_gradients
     gradients = []
     for g in range(num_gradients):
-        part = slice(g * size, (g + 1) * size)
-        theta = world.theta.clone().requires_grad_()
-        loss = meta_loss(world.sizes, theta, support.select(part), query.select(part), scales, config)
-        gradients.append(torch.autograd.grad(loss, theta)[0])
+        some = slice(g * size, (g + 1) * size)
+        part = world.sizes.part(world.theta, head).requires_grad_()
+        loss = meta_loss(world.sizes, part, support.select(some), query.select(some), scales, config)
+        gradients.append(torch.autograd.grad(loss, part)[0])
     return torch.stack(gradients).numpy()
 
 
+@torch.no_grad()
 def adapted_loss(
     world: WorldState, support: Windows, query: Windows, scales: Scales, config: WorldConfig
 ) -> tuple[float, float]:
-    """Return the mean loss on the query windows before and after the inner loop on their support windows."""
-    encoder, head = world.sizes.views(world.theta)
-    with torch.no_grad():
-        seen, asked = (prepare(world.sizes, encoder, windows, scales) for windows in (support, query))
-        before = outer_losses(head, seen, asked, 0, config.inner_learning_rate).mean()
-        after = outer_losses(head, seen, asked, config.inner_steps, config.inner_learning_rate).mean()
-    return float(before), float(after)
+    """Return the mean loss on the query windows before and after the inner loop on their support windows.
+
+    Each head adapts by itself; their mean predicts.
+    """
+    seen, asked = (prepare(world.sizes, encoder_parameters(world), windows, scales) for windows in (support, query))
+    heads = [world.sizes.views(world.sizes.part(world.theta, index))[1] for index in range(world.sizes.heads)]
+    before, after = (
+        torch.stack([adapted_outputs(head, seen, asked, config, steps=steps) for head in heads]).mean(0)
+        for steps in (0, None)
+    )
+    target = asked.target.transpose(0, 1)
+    return (
+        float(squared_error(before, target, asked.mask).mean()),
+        float(squared_error(after, target, asked.mask).mean()),
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from swarm.errors import ConfigError
 
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 ADAM_BETA1 = 0.9
 ADAM_BETA2 = 0.999
 ADAM_EPSILON = 1e-8
@@ -23,7 +24,7 @@ class ParameterLayout:
         shapes: shape by name, in storage order.
     """
 
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    shapes: Shapes
 
     @property
     def size(self) -> int:
@@ -52,34 +53,6 @@ class ParameterLayout:
             offsets[name] = (offset, offset + prod(shape))
             offset += prod(shape)
         return slice(offsets[names[0]][0], offsets[names[-1]][1])
-
-
-class Adam:
-    """Adam on parts of flat vectors, in place, by the one kernel behind ``torch.optim.Adam(fused=True)``.
-
-    Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
-    """
-
-    def __init__(self, theta: Tensor, gradient: Tensor, m: Tensor, v: Tensor, *, steps: int) -> None:
-        self._lists = ([theta], [gradient], [m], [v])
-        # float32 counts exactly up to 2^24 steps; the kernel wants it on the tensors' device.
-        self._steps = torch.tensor(float(steps))
-
-    def step(self, learning_rate: float) -> None:
-        """Move the parameters against the gradient as it is now."""
-        self._steps.add_(1)
-        torch._fused_adam_(
-            *self._lists,
-            [],
-            [self._steps],
-            lr=learning_rate,
-            beta1=ADAM_BETA1,
-            beta2=ADAM_BETA2,
-            weight_decay=0.0,
-            eps=ADAM_EPSILON,
-            amsgrad=False,
-            maximize=False,
-        )
 
 
 def uniform_(view: Tensor, fan_in: int, generator: torch.Generator, scale: float = 1.0) -> None:

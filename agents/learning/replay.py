@@ -41,44 +41,18 @@ class Replay:
         return Replay(packed=self.packed.index_select(0, rows), inputs=self.inputs, actions=self.actions)
 
 
-class Batch:
-    """Buffers for one batch and views into them; `load` overwrites all of them with rows of a replay.
-
-    Attributes:
-        state_action: (B, X + A); ``state`` and ``action`` are its parts.
-        next_state_action: (B, X + A); ``next_state`` and ``next_action`` are its parts.
-        reward: (B,).
-        continues: (B,).
-    """
-
-    def __init__(self, replay: Replay, batch_size: int) -> None:
-        inputs, width = replay.inputs, replay.inputs + replay.actions
-        self._packed = torch.empty(batch_size, replay.packed.shape[1], dtype=replay.packed.dtype)
-        self.state_action = self._packed[:, :width]
-        self.state, self.action = self.state_action[:, :inputs], self.state_action[:, inputs:]
-        self.next_state_action = self._packed[:, width : 2 * width]
-        self.next_state = self.next_state_action[:, :inputs]
-        self.next_action = self.next_state_action[:, inputs:]
-        self.reward, self.continues = self._packed[:, -2], self._packed[:, -1]
-
-    def load(self, replay: Replay, rows: Tensor) -> None:
-        """Copy the rows with indices (B,) of ``replay``."""
-        torch.index_select(replay.packed, 0, rows, out=self._packed)
-
-
-def build_replay(columns: Columns, stream: Stream, zero_features: bool = False) -> Replay:
+def build_replay(columns: Columns, stream: Stream, *, feature_scale: float = 1.0, reward_scale: float = 1.0) -> Replay:
     """Pack rows. Row index is step · E + environment.
 
     Args:
-        zero_features: replace the encoder's output by zeros (an ablation; acting must then do the same).
+        feature_scale: factor on the encoder's output; acting must use the same.
+        reward_scale: factor on the rewards, and so on all values that are learned from them.
     """
-    features, features_next = stream.features, stream.features_next
-    if zero_features:
-        features, features_next = torch.zeros_like(features), torch.zeros_like(features_next)
+    features, features_next = stream.features * feature_scale, stream.features_next * feature_scale
     parts = (
         *(stream.visible, features, columns.action),
         *(stream.visible_next, features_next, torch.zeros_like(columns.action)),
-        columns.reward[..., None],
+        columns.reward[..., None] * reward_scale,
         (~columns.terminated)[..., None].to(columns.reward.dtype),
     )
     return Replay(

@@ -1,17 +1,14 @@
-"""Soft actor-critic updates of one member: many per call, on flat vectors, with hand-written gradients.
+"""The training state of a member and its updates by soft actor-critic: a pure function of state, rows and draws.
 
-Letters in this file: U updates, B batch, X inputs, A actions, K target critics to choose from, P parameters.
-
-Source: Haarnoja et al. 2018, arXiv:1812.05905 (losses, temperature); Chen et al. 2021, arXiv:2101.05982 (REDQ: minimum
-over a random two of many target critics); Fujimoto et al. 2023, arXiv:2306.02451, section 4.2 (values of successors are
-clamped to the range of past targets, updated every 250 updates).
+Letters in this file: U updates, B batch, K target critics to choose from, P parameters.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +16,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.config import SacConfig
-from agents.learning.networks import ActorPass, CriticPair, CriticWeights, NetworkSizes, OnlineCritics
-from agents.learning.parameters import ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON, Adam
-from agents.learning.replay import Batch, Replay, draw_indices
+from agents.learning.compiled import alone_while_compiling
+from agents.learning.networks import NetworkSizes
+from agents.learning.replay import Replay, draw_indices
+from agents.learning.tiles import aligned_copy
+from agents.learning.updates import (
+    NUM_SUMS,
+    SUM_DISTANCE,
+    SUM_ENTROPY,
+    SUM_IMITATED,
+    SUM_LOSS,
+    SUM_VALUE,
+    Draws,
+    Peers,
+    Settings,
+    Sizes,
+    Vectors,
+    run_updates,
+    workspace,
+)
 
-CLAMP_PERIOD = 250
 DRAW_CHUNK = 64
-METRICS_PERIOD = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +49,11 @@ class Scalars:
         target_low: successor values are clamped to [``target_low``, ``target_high``].
         seen_low: range of targets since the beginning, which becomes the clamp every 250 updates.
         skipped: updates that were skipped because a target or log density was not finite.
+        critic_restart: ``critic_steps`` when the optimiser last started afresh.
+        actor_restart: ``actor_steps`` then.
+        resets: how often networks were drawn afresh.
+        guide_weight: adaptive weight of guidance, with the sum of ``guide_distance`` over ``guide_updates`` since it
+            was last adapted.
     """
 
     log_alpha: float = 0.0
@@ -50,6 +66,12 @@ class Scalars:
     seen_low: float = math.inf
     seen_high: float = -math.inf
     skipped: int = 0
+    critic_restart: int = 0
+    actor_restart: int = 0
+    resets: int = 0
+    guide_weight: float = 1.0
+    guide_distance: float = 0.0
+    guide_updates: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,6 +81,9 @@ class MemberState:
     Attributes:
         theta: (P,) two critics, then the actor; ``m`` and ``v`` are its Adam moments.
         targets: (2, P_critic) target critics.
+        anchor: (P_actor,) the best member's actor when the weight of guidance was last adapted; empty without guidance.
+
+    There is no random state: every draw comes from a stream keyed by the run's seed, the round and the member.
     """
 
     sizes: NetworkSizes
@@ -67,6 +92,7 @@ class MemberState:
     v: Tensor
     targets: Tensor
     scalars: Scalars
+    anchor: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def num_updates(self) -> int:
@@ -76,7 +102,13 @@ class MemberState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnMetrics:
-    """Means over the updates of one call; NaN where no update was made."""
+    """Means over the updates of one call; NaN where no update was made.
+
+    Attributes:
+        resets: of the member so far.
+        guide_weight: adaptive weight of guidance; ``guide_distance``: from the best member's actions. NaN: no guide.
+        imitated_share: share of rows whose action, a peer's, was worth imitating.
+    """
 
     num_updates: int
     critic_loss: float
@@ -84,6 +116,10 @@ class LearnMetrics:
     entropy: float
     temperature: float
     skipped: int
+    resets: int
+    guide_weight: float
+    guide_distance: float
+    imitated_share: float
 
 
 def learn(
@@ -94,12 +130,14 @@ def learn(
     num_updates: int,
     rng: np.random.Generator,
     config: SacConfig,
+    guide: Tensor | None = None,
 ) -> tuple[MemberState, LearnMetrics]:
     """Return the member after ``num_updates`` updates. The same arguments give the same bits (one torch thread).
 
     Args:
         peer_targets: (K, P_critic) frozen target critics of the other members, in fixed order; ``None``: none.
         own_rows: indices of rows in which this member acted; ``config.own_share`` of each batch comes from them.
+        guide: (P_actor,) the best member's actor, for ``config.guidance``; ``None``: the member is the best, or alone.
         rng: drives batches, exploration noise and the choice of target critics, in this order per 64 updates.
 
     Raises:
@@ -107,126 +145,150 @@ def learn(
     """
     if num_updates == 0:
         return member, _no_updates(member)
-    with torch.inference_mode():
-        learner = _Learner(member, peer_targets, replay, config)
-        for start in range(0, num_updates, DRAW_CHUNK):
-            shape = (min(DRAW_CHUNK, num_updates - start), config.batch_size)
-            rows = draw_indices(rng, replay.num_rows, own_rows, config.own_share, shape)
-            noise = rng.standard_normal((shape[0], 2, shape[1], member.sizes.actions), dtype=np.float32)
-            pairs = np.argsort(rng.random((shape[0], learner.num_targets)), axis=1, kind="stable")[:, :2]
-            learner.run(torch.from_numpy(rows), torch.from_numpy(noise).to(member.theta.dtype), pairs.tolist())
+    learner = _Learner(member, peer_targets, replay, own_rows, config, guide)
+    for start in range(0, num_updates, DRAW_CHUNK):
+        num_draws = min(DRAW_CHUNK, num_updates - start)
+        learner.run(draw_updates(rng, num_draws, replay, own_rows, learner.num_targets, config))
     return learner.result()
 
 
+def draw_updates(
+    rng: np.random.Generator,
+    num_updates: int,
+    replay: Replay,
+    own_rows: NDArray[np.int64],
+    num_targets: int,
+    config: SacConfig,
+) -> Draws:
+    """Return all that is random in ``num_updates`` updates.
+
+    Raises:
+        ConfigError: the replay is empty.
+    """
+    shape = (num_updates, config.batch_size)
+    rows = draw_indices(rng, replay.num_rows, own_rows, config.own_share, shape)
+    noise = rng.standard_normal((num_updates, 2, config.batch_size, replay.actions), dtype=np.float32)
+    pairs = np.argsort(rng.random((num_updates, num_targets)), axis=1, kind="stable")[:, :2]
+    return Draws(
+        rows=rows, noise=noise.astype(replay.packed.numpy().dtype, copy=False), pairs=np.ascontiguousarray(pairs)
+    )
+
+
 class _Learner:
-    """Working copies and buffers of one call of `learn`."""
+    """Working copies of one call of `learn`."""
 
-    def __init__(self, member: MemberState, peer_targets: Tensor | None, replay: Replay, config: SacConfig) -> None:
-        sizes = member.sizes
-        self._sizes, self._config, self._replay = sizes, config, replay
-        self._theta, self._m, self._v = member.theta.clone(), member.m.clone(), member.v.clone()
-        self._gradient = torch.zeros_like(self._theta)
+    def __init__(
+        self,
+        member: MemberState,
+        peer_targets: Tensor | None,
+        replay: Replay,
+        own_rows: NDArray[np.int64],
+        config: SacConfig,
+        guide: Tensor | None,
+    ) -> None:
+        self._member, self._packed = member, replay.packed.numpy()
         peers = [peer_targets] if peer_targets is not None and config.pooled_targets > 1 else []
-        self._targets = torch.cat([member.targets, *peers])
-        self._target_weights = [CriticWeights(sizes, flat) for flat in self._targets]
-        self.num_targets = len(self._targets)
-        critics, actor = sizes.split(self._theta)
-        critics_gradient, actor_gradient = sizes.split(self._gradient)
-        self._critics, self._own_targets = critics, self._targets[:2]
-        self._online = OnlineCritics(sizes, critics, critics_gradient)
-        self._critic_pass = CriticPair(sizes, config.batch_size, self._theta.dtype)
-        self._actor_pass = ActorPass(sizes, actor, actor_gradient, config.batch_size)
-        self._batch = Batch(replay, config.batch_size)
-        critic, policy = slice(0, critics.numel()), slice(critics.numel(), None)
-        vectors = (self._theta, self._gradient, self._m, self._v)
-        self._critic_adam = Adam(*(flat[critic] for flat in vectors), steps=member.scalars.critic_steps)
-        self._actor_adam = Adam(*(flat[policy] for flat in vectors), steps=member.scalars.actor_steps)
-        self._scalars = member.scalars
-        self._before = member.scalars
-        self._loss, self._value, self._entropy = Mean(), Mean(), Mean()
-
-    def run(self, rows: Tensor, noise: Tensor, pairs: Sequence[Sequence[int]]) -> None:
-        """Make one update for each batch of row indices (U, B), with noise (U, 2, B, A) and pairs of target critics."""
-        for batch_rows, (next_noise, own_noise), pair in zip(rows, noise, pairs, strict=True):
-            self._batch.load(self._replay, batch_rows)
-            if self._update_critics(next_noise, pair) and self._steps % self._config.policy_delay == 0:
-                self._update_actor(own_noise)
+        self._vectors = Vectors(
+            theta=aligned_copy(member.theta.numpy()),
+            m=aligned_copy(member.m.numpy()),
+            v=aligned_copy(member.v.numpy()),
+            targets=aligned_copy(torch.cat([member.targets, *peers]).numpy()),
+        )
+        self._scalars = np.array(astuple(member.scalars), np.float64)
+        self._sums = np.zeros(NUM_SUMS)
+        self._peers = _peers(member, replay, own_rows, config, guide)
+        sizes = member.sizes
+        self._sizes = Sizes(sizes.inputs, sizes.actions, *sizes.actor_hidden, *sizes.critic_hidden)
+        self._workspace = workspace(self._vectors, self._sizes, config.batch_size, self._packed.shape[1])
+        self._settings = Settings(
+            learning_rate=float(config.learning_rate),
+            discount=float(config.discount),
+            target_rate=float(config.target_rate),
+            target_entropy=float(config.target_entropy),
+            policy_delay=int(config.policy_delay),
+            guidance=float(config.guidance),
+            guidance_distance=float(config.guidance_distance),
+            imitation=float(config.imitation),
+        )
 
     @property
-    def _steps(self) -> int:
-        return self._scalars.critic_steps
+    def num_targets(self) -> int:
+        """Target critics to choose from."""
+        return len(self._vectors.targets)
 
-    def _target(self, noise: Tensor, pair: Sequence[int]) -> Tensor:
-        """Return r + γ · continues · clamp(min of two target critics − α log π), shape (B,)."""
-        batch, scalars = self._batch, self._scalars
-        log_prob = self._actor_pass.sample(batch.next_state, noise, batch.next_action)
-        weights = [self._target_weights[k] for k in pair]
-        values = self._critic_pass.forward(weights, batch.next_state_action)
-        value = torch.minimum(values[0], values[1]).sub_(log_prob, alpha=math.exp(scalars.log_alpha))
-        value.clamp_(scalars.target_low, scalars.target_high)
-        # `where`, not a product: a successor value that is not finite must not reach a terminated row.
-        value = torch.where(batch.continues > 0, value, 0.0)
-        return torch.add(batch.reward, value, alpha=self._config.discount)
+    @property
+    def _guided(self) -> bool:
+        return len(self._peers.guide) > 0
 
-    def _update_critics(self, noise: Tensor, pair: Sequence[int]) -> bool:
-        """One step of both critics and their targets; skipped, counted and answered by false if not finite."""
-        target = self._target(noise, pair)
-        low, high = float(target.amin()), float(target.amax())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            self._skip()
-            return False
-        values = self._critic_pass.forward(self._online.pair, self._batch.state_action)
-        error = values - target
-        if self._steps % METRICS_PERIOD == 0:
-            self._loss.add(float(error.square().mean()))
-            self._value.add(float(values.mean()))
-        self._critic_pass.backward_parameters(
-            self._online, self._batch.state_action, error.div_(len(target))[..., None]
-        )
-        self._critic_adam.step(self._config.learning_rate)
-        self._own_targets.lerp_(self._critics, self._config.target_rate)
-        self._scalars = _after_critic_step(self._scalars, low, high)
-        return True
-
-    def _update_actor(self, noise: Tensor) -> None:
-        """Follow the minimum of the member's own two critics; the batch's actions are overwritten."""
-        batch, batch_size = self._batch, len(noise)
-        alpha = math.exp(self._scalars.log_alpha)
-        log_prob = float(self._actor_pass.sample(batch.state, noise, batch.action).mean())
-        if not math.isfinite(log_prob):
-            self._skip()
-            return
-        values = self._critic_pass.forward(self._online.pair, batch.state_action)
-        d_values = torch.empty_like(values)
-        d_values[0] = values[0] <= values[1]
-        torch.sub(1, d_values[0], out=d_values[1])
-        d_action = self._critic_pass.backward_action(self._online, d_values.div_(-batch_size)[..., None])
-        self._actor_pass.backward(batch.state, batch.action, d_action, alpha / batch_size)
-        self._actor_adam.step(self._config.learning_rate)
-        self._entropy.add(-log_prob)
-        self._scalars = _after_actor_step(self._scalars, log_prob, self._config)
-
-    def _skip(self) -> None:
-        self._scalars = replace(self._scalars, skipped=self._scalars.skipped + 1)
+    def run(self, draws: Draws) -> None:
+        """Make one update for each batch of draws."""
+        with alone_while_compiling(run_updates):
+            run_updates(
+                self._vectors,
+                self._scalars,
+                self._packed,
+                self._peers,
+                draws,
+                self._sizes,
+                self._settings,
+                self._sums,
+                self._workspace,
+            )
 
     def result(self) -> tuple[MemberState, LearnMetrics]:
         """Return the new state and what the updates were like."""
+        before, scalars = self._member.scalars, scalars_from(self._scalars.tolist())
+        theta, m, v, targets = (torch.from_numpy(vector) for vector in self._vectors)
         state = MemberState(
-            sizes=self._sizes,
-            theta=self._theta,
-            m=self._m,
-            v=self._v,
-            targets=self._own_targets.clone(),
-            scalars=self._scalars,
+            sizes=self._member.sizes,
+            theta=theta,
+            m=m,
+            v=v,
+            targets=targets[:2].clone(),
+            scalars=scalars,
+            anchor=torch.from_numpy(self._peers.anchor) if self._guided else self._member.anchor,
         )
+        updates, actor_updates = scalars.critic_steps - before.critic_steps, scalars.actor_steps - before.actor_steps
         return state, LearnMetrics(
-            num_updates=self._scalars.critic_steps - self._before.critic_steps,
-            critic_loss=self._loss.value,
-            mean_value=self._value.value,
-            entropy=self._entropy.value,
-            temperature=math.exp(self._scalars.log_alpha),
-            skipped=self._scalars.skipped - self._before.skipped,
+            num_updates=updates,
+            critic_loss=_mean(self._sums[SUM_LOSS], updates),
+            mean_value=_mean(self._sums[SUM_VALUE], updates),
+            entropy=_mean(self._sums[SUM_ENTROPY], actor_updates),
+            temperature=math.exp(scalars.log_alpha),
+            skipped=scalars.skipped - before.skipped,
+            resets=scalars.resets,
+            guide_weight=scalars.guide_weight if self._guided else math.nan,
+            guide_distance=_mean(self._sums[SUM_DISTANCE], actor_updates if self._guided else 0),
+            imitated_share=_mean(self._sums[SUM_IMITATED], actor_updates),
         )
+
+
+def _peers(
+    member: MemberState, replay: Replay, own_rows: NDArray[np.int64], config: SacConfig, guide: Tensor | None
+) -> Peers:
+    """Return what the actor learns from its peers, by ``config``; a first guide is its own anchor."""
+    foreign = np.zeros(replay.num_rows if config.imitation > 0 else 0, np.uint8)
+    if config.imitation > 0:
+        foreign[:] = 1
+        foreign[own_rows] = 0
+    nobody = np.empty(0, member.theta.numpy().dtype)
+    if config.guidance == 0 or guide is None:
+        return Peers(guide=nobody, anchor=nobody.copy(), foreign=foreign)
+    anchor = member.anchor if len(member.anchor) else guide
+    return Peers(guide=guide.numpy(), anchor=anchor.numpy().copy(), foreign=foreign)
+
+
+def scalars_from(values: Sequence[float]) -> Scalars:
+    """Return the scalars whose fields have the given values, in order; `dataclasses.astuple` gives them back."""
+    named: dict[str, Any] = {
+        field.name: int(value) if field.type == "int" else value
+        for field, value in zip(fields(Scalars), values, strict=True)
+    }
+    return Scalars(**named)
+
+
+def _mean(total: float, count: int) -> float:
+    return float(total) / count if count else math.nan
 
 
 def _no_updates(member: MemberState) -> LearnMetrics:
@@ -237,41 +299,8 @@ def _no_updates(member: MemberState) -> LearnMetrics:
         entropy=math.nan,
         temperature=math.exp(member.scalars.log_alpha),
         skipped=0,
+        resets=member.scalars.resets,
+        guide_weight=math.nan,
+        guide_distance=math.nan,
+        imitated_share=math.nan,
     )
-
-
-class Mean:
-    """A running mean; NaN of nothing."""
-
-    def __init__(self) -> None:
-        self._sum, self._count = 0.0, 0
-
-    def add(self, value: float) -> None:
-        """Count one more value."""
-        self._sum += value
-        self._count += 1
-
-    @property
-    def value(self) -> float:
-        """The mean so far."""
-        return self._sum / self._count if self._count else math.nan
-
-
-def _after_critic_step(scalars: Scalars, low: float, high: float) -> Scalars:
-    """Count the step and widen the range of targets seen; every `CLAMP_PERIOD` steps it becomes the clamp."""
-    steps = scalars.critic_steps + 1
-    low, high = min(scalars.seen_low, low), max(scalars.seen_high, high)
-    if steps % CLAMP_PERIOD == 0:
-        return replace(scalars, critic_steps=steps, seen_low=low, seen_high=high, target_low=low, target_high=high)
-    return replace(scalars, critic_steps=steps, seen_low=low, seen_high=high)
-
-
-def _after_actor_step(scalars: Scalars, log_prob: float, config: SacConfig) -> Scalars:
-    """One Adam step on −log α · (log π + target entropy), in double precision."""
-    gradient = -(log_prob + config.target_entropy)
-    steps = scalars.actor_steps + 1
-    m = ADAM_BETA1 * scalars.alpha_m + (1 - ADAM_BETA1) * gradient
-    v = ADAM_BETA2 * scalars.alpha_v + (1 - ADAM_BETA2) * gradient * gradient
-    scale = math.sqrt(v / (1 - ADAM_BETA2**steps)) + ADAM_EPSILON
-    log_alpha = scalars.log_alpha - config.learning_rate * (m / (1 - ADAM_BETA1**steps)) / scale
-    return replace(scalars, log_alpha=log_alpha, alpha_m=m, alpha_v=v, actor_steps=steps)

@@ -1,10 +1,11 @@
-"""Test-time adaptation: evolution-strategy proposals on at most 16 dimensions and the guard accept-if-better.
+"""Decisions of test-time adaptation: what each episode is for, who takes part, where to climb, whether to accept.
 
 Letters: n candidates, d dimensions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,45 @@ class Decision:
     gain: float
     margin: float
     reason: str
+
+
+def plan_life(level: str, episodes: int) -> tuple[str, ...]:
+    """Return what each of the K episodes before the re-evaluation is for: ``live``, ``probe`` or ``climb``.
+
+    Living collects context and transitions; a probe compares arms; a climb compares candidates around a centre.
+
+    Raises:
+        ConfigError: an unknown level, or too few episodes for it.
+    """
+    if level not in ("context", "inner", "probe", "climb"):
+        raise ConfigError(f"unknown level {level!r} of adaptation; known: context, inner, probe, climb")
+    least = 2 if level == "climb" else 1
+    if episodes < least:
+        raise ConfigError(f"level {level} takes at least {least} episodes, got {episodes}")
+    if level in ("context", "inner"):
+        return ("live",) * episodes
+    return ("probe", *["climb" if level == "climb" else "live"] * (episodes - 1))
+
+
+def seat_arms(num_arms: int, num_seats: int) -> tuple[int, ...]:
+    """Return which arm is on each seat; they go round, so that the incumbent, arm 0, has a seat more if any has.
+
+    Raises:
+        ConfigError: more arms than seats.
+    """
+    if not 1 <= num_arms <= num_seats:
+        raise ConfigError(f"got {num_arms} arms for {num_seats} seats; every arm needs one")
+    return tuple(seat % num_arms for seat in range(num_seats))
+
+
+def choose_arm(seats: Sequence[int], returns: NDArray[np.float64]) -> int:
+    """Return the arm with the best mean return of its seats; the incumbent, arm 0, keeps ties, then the lower arm.
+
+    Not-finite returns count as worst.
+    """
+    score = np.where(np.isfinite(returns), returns, -np.inf)
+    means = [float(score[[s == arm for s in seats]].mean()) for arm in range(max(seats) + 1)]
+    return int(np.argmax(means))
 
 
 def propose_candidates(rng: np.random.Generator, center: Float32Array, sigma: float, num: int) -> Float32Array:

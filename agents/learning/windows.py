@@ -1,6 +1,7 @@
 """Windows of consecutive steps, cut from streams of experience for learning the world model.
 
-Letters in this file: T window length, W windows, O observation, A action, N encoder states, E environments.
+Letters in this file: T window length, W windows, O observation, A action, S numbers of the encoder's state,
+E environments.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Windows:
         previous_reward: (T, W), likewise.
         reward: (T, W).
         keep: (T, W) bool; false where an episode starts.
-        states: (T, W, N) complex, the encoder's state before each row, written by the encoder version in use; N = 0:
-            unknown, the window starts from zero.
+        states: (T, W, S), the encoder's state before each row, written by the encoder version in use; S = 0: unknown,
+            the window starts from zero.
     """
 
     observation: Tensor
@@ -54,12 +55,17 @@ class Windows:
         """Return some of the windows."""
         return Windows(**{f.name: getattr(self, f.name)[:, windows] for f in fields(self)})
 
+    def unrolled(self, num_starts: int, length: int) -> Windows:
+        """Return windows of ``length`` steps from each of the first ``num_starts`` steps of each window."""
+        steps = torch.arange(length)[:, None] + torch.arange(num_starts)
+        return Windows(**{f.name: getattr(self, f.name)[steps].flatten(1, 2) for f in fields(self)})
+
 
 def cut_windows(columns: Columns, states: Tensor | None, starts: NDArray[np.int64], length: int) -> Windows:
     """Cut windows that start at ``starts`` (W, 2), pairs of (step, environment).
 
     Args:
-        states: (T, E, N) complex, `Stream.states` of the same columns; ``None``: windows start from a zero state with
+        states: (T, E, S), `Stream.states` of the same columns; ``None``: windows start from a zero state with
             one unknown (zero) previous action and reward.
     """
     steps = torch.from_numpy(starts[:, 0])[None] + torch.arange(length)[:, None]
@@ -68,7 +74,7 @@ def cut_windows(columns: Columns, states: Tensor | None, starts: NDArray[np.int6
     keep = ~columns.reset[steps, environments] & (steps > 0)
     if states is None:
         keep[0] = False
-        known = torch.zeros(length, len(starts), 0, dtype=torch.complex64)
+        known = torch.zeros(length, len(starts), 0)
     else:
         known = states[before, environments]
     return Windows(

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from swarm.errors import ConfigError
+from swarm.names import MAX_SOCKET_PATH
 
 PREFIX: Final = "swarm-"
 LONGEST_NAME: Final = 24
-LONGEST_PATH: Final = 107
-"""What ``sockaddr_un`` holds on Linux, without the final zero."""
 
 
 @contextlib.contextmanager
@@ -41,7 +40,7 @@ def socket_directory(parent: Path | None = None) -> Iterator[Path]:
     assert descriptor is not None
     path = hidden.rename(root / hidden.name[1:])
     try:
-        if len(str(path)) + 1 + LONGEST_NAME > LONGEST_PATH:
+        if len(str(path)) + 1 + LONGEST_NAME > MAX_SOCKET_PATH:
             raise ConfigError(f"socket paths below {path} would be too long; set TMPDIR to a shorter path")
         yield path
     finally:
@@ -77,5 +76,5 @@ def _take_lock(path: Path) -> int | None:
 
 def _short_temporary_root() -> Path:
     root = Path(tempfile.gettempdir())
-    too_long = len(str(root)) + len(PREFIX) + 10 + LONGEST_NAME > LONGEST_PATH
+    too_long = len(str(root)) + len(PREFIX) + 10 + LONGEST_NAME > MAX_SOCKET_PATH
     return Path("/tmp") if too_long else root

@@ -5,10 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load, save
 
 from agents.config import MemberConfig, SacConfig
 from agents.learning.replay import Replay
+from agents.learning.resets import reset
 from agents.learning.sac import MemberState, learn
+from agents.learning.updates import GUIDE_PERIOD
 from agents.member import (
     MAX_PARAMETERS,
     MIN_PARAMETERS,
@@ -75,15 +78,23 @@ def test_the_two_critics_of_a_member_differ() -> None:
 
 
 def test_training_goes_on_from_a_saved_member_as_if_never_stopped() -> None:
+    """With everything on that has a state: guidance before and after an adaptation, imitation, delay and a reset."""
     member, replay = trained()
-    config = SacConfig(batch_size=16)
+    config = SacConfig(batch_size=16, guidance=1.0, imitation=0.5, policy_delay=2)
+    guide = member.sizes.split(init_member(SMALL, 4, 2, seed=5).theta)[1]
 
-    def train(state, seed):  # noqa: ANN001, ANN202
-        return learn(state, None, replay, np.arange(0), 7, np.random.default_rng(seed), config)[0]
+    def train(state: MemberState, updates: int, seed: int) -> MemberState:
+        rng = np.random.default_rng(seed)
+        return learn(state, None, replay, np.arange(9), updates, rng, config, guide)[0]
 
-    half = train(member, 0)
-    through_file = from_arrays(SMALL, 4, 2, {k: v.copy() for k, v in to_arrays(half).items()})
-    one, two = to_arrays(train(half, 1)), to_arrays(train(through_file, 1))
+    def through_file(state: MemberState) -> MemberState:
+        return from_arrays(SMALL, 4, 2, load(save(to_arrays(state))))
+
+    half = reset(train(member, 7, 0), 2, seed=1)
+    half = train(half, 2 * GUIDE_PERIOD + 31, 2)
+    assert half.scalars.guide_weight != 1
+    assert (half.scalars.resets, half.scalars.guide_updates) == (1, (7 + 31) // 2)
+    one, two = to_arrays(train(half, 520, 3)), to_arrays(train(through_file(half), 520, 3))
     assert {k: v.tobytes() for k, v in one.items()} == {k: v.tobytes() for k, v in two.items()}
 
 

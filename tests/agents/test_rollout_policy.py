@@ -13,7 +13,7 @@ from agents.learning.encoder import Columns, Stream, columns_from_arrays, encode
 from agents.learning.networks import actor_output
 from agents.learning.normalizer import Scales, normalizer_from_rows
 from agents.learning.sac import MemberState
-from agents.learning.world_model import WorldState, encoder_parameters, init_world
+from agents.learning.world_state import WorldState, encoder_parameters, init_world
 from agents.member import acting_weights, init_member
 from agents.rollout_policy import MemberPolicy, build_policy
 from swarm.errors import ConfigError

@@ -39,6 +39,16 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["run", "smoke", "--task", "Nope-v4"], "unknown environment 'Nope-v4'"),
         (["run", "smoke", "--task", "HalfCheetah-v99"], "unknown environment 'HalfCheetah-v99'"),
         (["run", "smoke", "--task", "../../etc"], "unknown environment '../../etc'"),
+        (["run", "smoke", "--task", "CartPole-v1"], "CartPole-v1 has actions Discrete() and observations Box(4,)"),
+        (
+            ["run", "smoke", "--task", "Pendulum-v1"],
+            "do without: --set rounds.shifted_every=0 --set rounds.adapt_every=0",
+        ),
+        (
+            ["run", "smoke", "--task", "Pusher-v5", "--set", "task.crippled=7"],
+            "crippled=7: the robot has actuators 0 to 6",
+        ),
+        (["run", "smoke", "--task", "Pusher-v5", "--set", "task.velocity=1"], "Pusher-v5 has no target velocity"),
         (["run", "smoke", "--steps", "-5"], "team.budget_steps is -5; expected at least 1"),
         (["run", "smoke", "--steps", "many"], "team.budget_steps is 'many'; expected an integer"),
         (["run", "smoke", "--steps", "1e400"], "team.budget_steps is '1e400'; expected an integer"),
@@ -48,6 +58,14 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["run", "smoke", "--agents", "meta,oracle"], "unknown agent 'oracle'"),
         (["run", "smoke", "--set", "sac.lerning_rate=1"], "did you mean 'sac.learning_rate'?"),
         (["run", "smoke", "--set", "sac.learning_rate=nan"], "expected a finite number"),
+        (["run", "smoke", "--set", "task.crippled=99"], "crippled=99: HalfCheetah has actuators 0 to 5"),
+        (["run", "smoke", "--set", "task.direction=1"], "HalfCheetah is planar"),
+        (["run", "smoke", "--set", "suite=ant-dirs"], "did you mean 'ant-dir'"),
+        (["run", "smoke", "--set", "suite=ant-dir"], "suite 'ant-dir' is for Ant, not for HalfCheetah-v4"),
+        (["run", "smoke", "--set", "suite=shift-test"], "'shift-test' is for testing"),
+        (["run", "halfcheetah-vel", "--task", "Ant-v4"], "suite 'halfcheetah-vel' is for HalfCheetah, not for Ant-v4"),
+        (["run", "smoke", "--set", "team.train_tasks=3"], "unknown setting 'team.train_tasks'"),
+        (["run", "smoke", "--set", "trials.episodes=0"], "team.trials.episodes is 0; expected at least 1"),
         (["run", "smoke", "--set", "nothing"], "override 'nothing' has no '='"),
         (["run", "smoke", "--set", "name=../../x"], "expected 1 to 64 letters"),
         (["run", "smoke", "--set", "team.agents=os:system,coordinator,environment"], "unknown agent 'os:system'"),
@@ -62,7 +80,16 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["adapt", ".", "--shift", "gravty=1.5"], "did you mean 'gravity'"),
         (["adapt", ".", "--shift", "gravity=nan"], "gravity"),
         (["adapt", ".", "--shift", ""], "changes nothing"),
-        (["adapt", "."], "the following arguments are required: --shift"),
+        (["adapt", "."], "adapt needs one of --shift gravity=1.5,… and --suite shift-test"),
+        (["adapt", ".", "--shift", "gravity=2", "--suite", "shift-test"], "adapt needs one of"),
+        (["adapt", ".", "--shift", "gravity=2", "--tasks", "3"], "--tasks says how many tasks of a suite"),
+        (["adapt", ".", "--suite", "shift-tset"], "did you mean 'shift-test'"),
+        (["adapt", ".", "--suite", "shift-test", "--tasks", "0"], "'0' is not a number from 1 to 10000"),
+        (["adapt", ".", "--suite", "shift-test", "--save", "x"], "--save names one policy, got 6 tasks"),
+        (["adapt", ".", "--shift", "gravity=2", "--save", "../x"], "got the name '../x' for an adapted policy"),
+        (["adapt", ".", "--shift", "gravity=2", "--level", "best"], "invalid choice: 'best'"),
+        (["adapt", ".", "--shift", "gravity=2", "--episodes", "none"], "'none' is not a number from 1 to 10000"),
+        (["adapt", ".", "--shift", "gravity=2", "--seed", "-1"], "--seed"),
         (["video", "runs/none"], "run directory runs/none does not exist"),
     ],
 )
@@ -94,6 +121,22 @@ def test_run_directory_without_a_committed_round_is_named(capsys: pytest.Capture
         assert f"fresh has no committed round; continue it with: {swarm_command()} resume fresh" in refused(
             capsys, *argv
         )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--shift", "crippled=99"], "crippled=99: HalfCheetah has actuators 0 to 5"),
+        (["--shift", "direction=1"], "HalfCheetah is planar"),
+        (["--suite", "ant-dir"], "HalfCheetah is planar"),
+        (["--shift", "gravity=2", "--episodes", "1"], "level climb takes at least 2 episodes"),
+    ],
+)
+def test_what_the_robot_of_a_run_cannot_do_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    RunDirectory.create(Path("fresh"), load_preset("smoke"))
+    assert message in refused(capsys, "adapt", "fresh", *argv)
 
 
 @pytest.mark.parametrize("damage", ["", "name = 3", "name = 'x'\nunknown = 1", "\x00\xff", "[team"])
@@ -141,5 +184,7 @@ def test_resolving_a_scenario_imports_no_torch_and_no_physics() -> None:
 def test_list_as_json_can_be_read_by_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [scenario["name"] for scenario in found["scenarios"]] == ["ant", "halfcheetah", "humanoid", "smoke"]
+    names = [scenario["name"] for scenario in found["scenarios"]]
+    assert names == sorted(names)
+    assert {"ant", "halfcheetah", "humanoid", "smoke", "halfcheetah-vel", "ant-dir"} <= set(names)
     assert "Ant-v4" in found["tasks"]

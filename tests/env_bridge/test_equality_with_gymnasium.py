@@ -89,7 +89,7 @@ def test_unknown_environment_is_one_line_with_the_nearest_id() -> None:
 
 
 def test_environment_with_discrete_actions_is_refused() -> None:
-    with pytest.raises(ConfigError, match="flat box"):
+    with pytest.raises(ConfigError, match="expected a one-dimensional Box"):
         VectorEnv("CartPole-v1", 1)
 
 

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from env_bridge.rollout import run_rollout
-from env_bridge.tasks import NOMINAL, SUITES, parse_shift, suite, task_from_json, task_to_json
+from env_bridge.tasks import (
+    NOMINAL,
+    NUM_ACTUATORS,
+    SUITES,
+    check_task_fits,
+    combine,
+    parse_shift,
+    suite,
+    task_from_json,
+    task_to_json,
+)
 from env_bridge.vector_env import VectorEnv
 from swarm.environment import RolloutRequest, TaskParameters
 from swarm.errors import ConfigError
@@ -184,3 +194,24 @@ def test_heading_backwards_turns_the_forward_reward_round() -> None:
     rest = (forward + backward) / 2
     assert (rest <= 1.0).all()
     assert (np.abs(forward - backward) > 0.01).any()
+
+
+@pytest.mark.parametrize("robot", NUM_ACTUATORS)
+def test_known_robots_have_as_many_actuators_as_the_table_says(robot: str) -> None:
+    assert VectorEnv(f"{robot}-v4", 1).spec.action_size == NUM_ACTUATORS[robot]
+    assert check_task_fits(TaskParameters(crippled=NUM_ACTUATORS[robot] - 1), f"{robot}-v4").crippled is not None
+    with pytest.raises(ConfigError, match=f"has actuators 0 to {NUM_ACTUATORS[robot] - 1}"):
+        check_task_fits(TaskParameters(crippled=NUM_ACTUATORS[robot]), f"{robot}-v4")
+
+
+def test_a_planar_robot_is_not_sent_sideways() -> None:
+    assert check_task_fits(TaskParameters(direction=1.0), "Ant-v4").direction == 1.0
+    assert check_task_fits(TaskParameters(direction=math.pi), "Hopper-v4").direction == math.pi
+    with pytest.raises(ConfigError, match="Hopper is planar"):
+        check_task_fits(TaskParameters(direction=1.0), "Hopper-v4")
+
+
+def test_a_shift_on_top_of_a_task_keeps_what_it_does_not_change() -> None:
+    assert combine(TaskParameters(velocity=1.0, mass=2.0), TaskParameters(mass=3.0)) == TaskParameters(
+        velocity=1.0, mass=3.0
+    )

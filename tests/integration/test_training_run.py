@@ -19,7 +19,7 @@ import pytest
 from agents.learning.encoder import columns_from_arrays, encode_stream
 from agents.learning.maml import adapted_loss
 from agents.learning.windows import cut_windows, split_windows
-from agents.learning.world_model import WorldState, encoder_parameters, init_world
+from agents.learning.world_state import WorldState, encoder_parameters, init_world
 from agents.member import encoder_sizes
 from agents.pinned import Pinned
 from agents.plan import SHARED

@@ -88,7 +88,7 @@ def write_run(tmp_path: Path) -> WriteRun:
             records.commit(index, {}, {"nominal": 25 * index}, ledger, summary, {"observation_size": 17})
         if rounds and evaluated:
             for label, level in (("before", -100.0), ("after", 1_500.0)):
-                records.write_evaluation(label, reported(level, rounds if label == "after" else 0), 10)
+                records.write_evaluation(label, reported(level, rounds if label == "after" else 0), 10, 16_000)
         with EventLog(run) as log:
             log.on_process(ProcessEvent(name="bridge", kind="started"))
             log.on_process(ProcessEvent(name="bridge", kind="exited", detail="killed by signal 9"))

@@ -39,8 +39,8 @@ def test_preset_is_named_like_its_file_and_survives_toml(name: str) -> None:
     assert Scenario.from_mapping(tomllib.loads(preset.to_toml())) == preset
 
 
-def test_the_four_presets_are_what_they_promise() -> None:
-    assert list_presets() == ("ant", "halfcheetah", "humanoid", "smoke")
+def test_the_presets_are_what_they_promise() -> None:
+    assert {"ant", "halfcheetah", "humanoid", "smoke", *SUITE_PRESETS} <= set(list_presets())
     found = {
         name: (load_preset(name).team.env_id, load_preset(name).team.sac.target_entropy)
         for name in ("halfcheetah", "ant", "humanoid")
@@ -51,6 +51,46 @@ def test_the_four_presets_are_what_they_promise() -> None:
         "humanoid": ("Humanoid-v4", -2.0),
     }
     assert load_preset("halfcheetah").team.budget_steps == 20_000
+
+
+SUITE_PRESETS = {
+    "halfcheetah-vel": ("HalfCheetah-v4", "halfcheetah-vel"),
+    "halfcheetah-dir": ("HalfCheetah-v4", "halfcheetah-dir"),
+    "halfcheetah-shift": ("HalfCheetah-v4", "shift-train"),
+    "ant-dir": ("Ant-v4", "ant-dir"),
+    "humanoid-dir": ("Humanoid-v4", "humanoid-dir"),
+}
+
+
+@pytest.mark.parametrize("name", SUITE_PRESETS)
+def test_presets_on_several_tasks_train_and_test_on_different_ones(name: str) -> None:
+    scenario = load_preset(name)
+    team = scenario.team
+    robot = preset_for(team.env_id)
+    assert robot is not None
+    assert (team.env_id, scenario.suite) == SUITE_PRESETS[name]
+    assert (replace(team.member, feature_scale=1.0), team.sac.target_entropy) == (
+        replace(robot.team.member, feature_scale=1.0),
+        robot.team.sac.target_entropy,
+    )
+    assert team.member.feature_scale == 1.0
+    assert (len(team.train_tasks), len(team.test_tasks)) == (40, 16)
+    if name != "halfcheetah-dir":  # two headings, both for training
+        assert not set(team.train_tasks) & set(team.test_tasks)
+
+
+def test_test_tasks_are_the_same_for_every_seed_and_training_tasks_are_not() -> None:
+    preset = load_preset("halfcheetah-vel")
+    other = preset.with_overrides(["seed=1", "task.gravity=2"])
+    assert [task.velocity for task in other.team.test_tasks] == [task.velocity for task in preset.team.test_tasks]
+    assert not set(other.team.train_tasks) & set(preset.team.train_tasks)
+    assert {task.gravity for task in (*other.team.train_tasks, *other.team.test_tasks)} == {2.0}
+    assert Scenario.from_mapping(tomllib.loads(other.to_toml())) == other
+
+
+def test_tasks_that_the_suite_implies_cannot_be_written_by_hand() -> None:
+    with pytest.raises(ConfigError, match=r"team\.test_tasks cannot be set"):
+        Scenario.from_mapping({"name": "x", "team": {"test_tasks": []}})
 
 
 def test_every_number_of_a_scenario_has_a_range_and_every_range_a_number() -> None:

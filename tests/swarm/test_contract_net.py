@@ -21,6 +21,7 @@ from swarm.contract_events import (
     WakeAt,
 )
 from swarm.contract_net import Manager, ManagerConfig, TaskState
+from swarm.contract_task import ended_entry, read_ended
 from swarm.errors import InvalidTransition
 from swarm.journal import JournalEntry
 from swarm.messages import (
@@ -336,6 +337,21 @@ def test_retryable_failure_is_sold_again_and_the_other_kind_ends_the_task() -> N
     net.bid("a", second)
     said = net.report(Failed(task_id="t", epoch=second, agent="a", reason="no such key", retryable=False))
     assert (only(said, Ended).status, only(said, Ended).reason) == ("failed", "a failed: no such key")
+
+
+def test_what_the_user_must_change_ends_the_task_and_is_known_after_a_restart() -> None:
+    net = Net("a")
+    epoch = net.submit()
+    net.bid("a", epoch)
+    said = net.report(Failed(task_id="t", epoch=epoch, agent="a", reason="no such key", user_error=True))
+    ended = only(said, Ended)
+    assert (ended.status, ended.user_error) == ("failed", True)
+    assert read_ended(ended_entry(ended)) == ended
+    other = Net("a")
+    epoch = other.submit()
+    other.bid("a", epoch)
+    said = other.report(Failed(task_id="t", epoch=epoch, agent="a", reason="mine", retryable=False))
+    assert only(said, Ended).user_error is False
 
 
 def test_cancelled_task_tells_everybody() -> None:

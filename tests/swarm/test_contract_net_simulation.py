@@ -55,7 +55,7 @@ class Unfenced(Manager):
     """Believes any report of a holder, whatever its epoch."""
 
     def _current_holding(self, message: Progress | Done | Failed) -> Holding | None:
-        task = self._tasks.get(message.task_id)
+        task = self._books.tasks.get(message.task_id)
         return task.holdings.get(message.agent) if task else None
 
 

@@ -15,7 +15,8 @@ import uvloop
 
 from swarm import ConfigError, ExtraProcess, PeerLost, Submission, Swarm, SwarmOptions, TaskFailed, Topic
 from swarm.agent import Agent, AgentContext
-from swarm.errors import SwarmError
+from swarm.errors import SwarmError, TaskImpossible
+from swarm.launch.processes import error_of
 from swarm.messages import Announcement, Award, Done, Json, Proposal, Refusal
 from swarm.supervisor import Started
 from swarm.swarm import Auctioneer
@@ -48,6 +49,34 @@ class Rounds(Auctioneer):
             await context.submit(
                 Submission(task_id=f"r{index}.add", kind="add", submitter=self.name, terms={"terms": [index, 1]})
             )
+
+
+class Careful(Adder):
+    """Refuses terms that its user got wrong, and counts how often it was asked."""
+
+    async def perform(self, award: Award, context: AgentContext) -> Mapping[str, Json]:
+        self.performed += 1
+        raise ConfigError("terms['terms'] is empty; give at least one number")
+
+
+async def test_work_that_only_the_user_can_mend_is_performed_once_and_says_so() -> None:
+    careful = Careful()
+    async with Swarm([careful]) as swarm:
+        with pytest.raises(TaskImpossible, match="give at least one number") as caught:
+            await swarm.submit("add", {"terms": []})
+    assert isinstance(caught.value, ConfigError)
+    assert careful.performed == 1
+
+
+async def test_such_work_ends_a_coordinators_run_as_the_users_error() -> None:
+    async with Swarm([Careful()], coordinator=Rounds("coordinator")) as swarm:
+        with pytest.raises(ConfigError, match="give at least one number"):
+            await swarm.wait_finished()
+
+
+def test_the_error_that_a_process_leaves_behind_is_still_the_users() -> None:
+    assert isinstance(error_of("TaskImpossible: round 3 cannot be performed"), ConfigError)
+    assert not isinstance(error_of("TaskFailed: 5 holders were lost"), ConfigError)
 
 
 async def test_work_submitted_to_an_embedded_swarm_comes_back_done() -> None:

@@ -11,7 +11,9 @@ from agents.learning.encoder import Columns
 from agents.learning.maml import adapted_loss, meta_gradients, meta_loss
 from agents.learning.normalizer import Scales
 from agents.learning.windows import sample_task_windows
-from agents.learning.world_model import apply_gradients, head_hidden, head_loss, init_world, prepare
+from agents.learning.world_model import head_hidden, head_loss, prepare
+from agents.learning.world_state import apply_parts, init_world
+from swarm.errors import ConfigError
 
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
@@ -59,9 +61,51 @@ def test_meta_training_makes_adaptation_pay_and_more_than_from_a_random_start(
     world, rng = fresh, np.random.default_rng(0)
     for _ in range(60):
         support, query = sample_task_windows(columns, None, rng, 16, 8)
-        world = apply_gradients(world, meta_gradients(world, support, query, scales, config, 2), config)
+        world = apply_parts(world, meta_gradients(world, support, query, scales, config, 2), config)
     support, query = sample_task_windows(columns, None, np.random.default_rng(9), 64, 8)
     before, after = adapted_loss(world, support, query, scales, config)
     fresh_before, fresh_after = adapted_loss(fresh, support, query, scales, config)
     assert after < 0.9 * before
     assert after / before < fresh_after / fresh_before
+
+
+def test_a_members_meta_gradient_is_of_its_own_head(
+    columns: Columns, scales: Scales, small_world: WorldConfig, small_member: MemberConfig
+) -> None:
+    world = init_world(small_world, small_member, 5, 2, seed=0, heads=3)
+    support, query = sample_task_windows(columns, None, np.random.default_rng(0), 4, 6)
+    one, two = (meta_gradients(world, support, query, scales, small_world, head=head) for head in (0, 2))
+    assert one.shape == (1, world.sizes.num_part)
+    part = world.sizes.part(world.theta, 2).requires_grad_()
+    (expected,) = torch.autograd.grad(meta_loss(world.sizes, part, support, query, scales, small_world), part)
+    np.testing.assert_array_equal(two[0], expected.numpy())
+    assert np.abs(one - two).max() > 1e-4
+
+
+@pytest.mark.parametrize("adapted", ["context", "head", "both", "all"])
+def test_each_choice_of_what_is_adapted_lowers_the_support_loss(
+    columns: Columns, scales: Scales, small_world: WorldConfig, small_member: MemberConfig, adapted: str
+) -> None:
+    config = replace(small_world, adapted=adapted, inner_steps=5)
+    world = init_world(config, small_member, 5, 2, seed=0)
+    head = world.sizes.views(world.theta)[1]
+    head["c0"].fill_(0.1)
+    support, _ = sample_task_windows(columns, None, np.random.default_rng(0), 8, 8)
+    before, after = adapted_loss(world, support, support, scales, config)
+    assert after < before
+
+
+def test_learned_rates_receive_a_gradient_and_fixed_ones_none(
+    columns: Columns, scales: Scales, small_world: WorldConfig, small_member: MemberConfig
+) -> None:
+    world = init_world(small_world, small_member, 5, 2, seed=0)
+    support, query = sample_task_windows(columns, None, np.random.default_rng(0), 4, 6)
+    for learned in (False, True):
+        config = replace(small_world, learned_rates=learned)
+        gradient = torch.from_numpy(meta_gradients(world, support, query, scales, config)[0])
+        assert bool(world.sizes.views(gradient)[1]["rates"].all()) == learned
+
+
+def test_an_unknown_choice_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="'everything'; expected one of context, head, both, all"):
+        WorldConfig(adapted="everything")

@@ -6,7 +6,7 @@ import torch
 
 from agents.learning.encoder import Columns, EncoderSizes, encode_stream, init_encoder
 from agents.learning.normalizer import Scales
-from agents.learning.replay import Batch, Replay, build_replay, draw_indices
+from agents.learning.replay import Replay, build_replay, draw_indices
 from swarm.errors import ConfigError
 
 
@@ -18,13 +18,12 @@ def replay(columns: Columns, scales: Scales) -> Replay:
     return build_replay(columns, encode_stream(sizes, sizes.layout.views(flat), columns, scales))
 
 
-def test_a_batch_holds_the_rows_that_were_asked_for(replay: Replay, columns: Columns) -> None:
-    batch = Batch(replay, 3)
-    batch.load(replay, torch.tensor([0, 5, 41]))
-    assert torch.equal(batch.action[2], columns.action[10, 1])
-    assert batch.reward.tolist() == [columns.reward[0, 0], columns.reward[1, 1], columns.reward[10, 1]]
-    assert batch.state.shape == (3, 11)
-    assert not batch.next_action.any()
+def test_a_row_holds_state_action_successor_reward_and_whether_it_goes_on(replay: Replay, columns: Columns) -> None:
+    row = replay.packed[41]
+    assert replay.packed.shape[1] == 2 * (11 + 2) + 2
+    assert torch.equal(row[11:13], columns.action[10, 1])
+    assert not row[24:26].any()
+    assert row[-2] == columns.reward[10, 1]
 
 
 def test_only_true_terminations_end_the_value(replay: Replay, columns: Columns) -> None:
@@ -41,7 +40,7 @@ def test_zeroed_features_leave_the_observation(columns: Columns, scales: Scales)
     flat = torch.zeros(sizes.layout.size)
     init_encoder(sizes, flat, torch.Generator().manual_seed(1))
     stream = encode_stream(sizes, sizes.layout.views(flat), columns, scales)
-    packed = build_replay(columns, stream, zero_features=True).packed
+    packed = build_replay(columns, stream, feature_scale=0.0).packed
     assert not packed[:, 5:11].any()
     assert torch.equal(packed[:, :5], stream.visible.flatten(0, 1))
 

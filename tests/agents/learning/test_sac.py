@@ -9,7 +9,8 @@ from torch import Tensor
 
 from agents.config import MemberConfig, SacConfig
 from agents.learning.replay import Replay
-from agents.learning.sac import CLAMP_PERIOD, MemberState, learn
+from agents.learning.sac import MemberState, draw_updates, learn
+from agents.learning.updates import CLAMP_PERIOD, GUIDE_PERIOD
 from agents.member import init_member, propose_actions, to_arrays
 
 CONFIG = MemberConfig(encoder_width=1, encoder_states=1, actor_hidden=(32, 32), critic_hidden=(32, 32))
@@ -153,3 +154,125 @@ def test_a_clamp_holds_back_runaway_targets() -> None:
 def test_no_updates_give_the_same_member() -> None:
     start = member()
     assert digest(run(start, 0)[0]) == digest(start)
+
+
+def distance(one: MemberState, two: MemberState) -> float:
+    """Mean of half the squared difference of their deterministic actions."""
+    states = point_mass().packed[:500, :3]
+    return float(0.5 * (propose_actions(one, states) - propose_actions(two, states)).square().sum(1).mean())
+
+
+def actor_of(state: MemberState) -> Tensor:
+    return state.sizes.split(state.theta)[1]
+
+
+def decided(seed: int, sign: float) -> MemberState:
+    """A member whose actor always pushes one way."""
+    state = member(seed)
+    state.sizes.actor.views(actor_of(state))["b3"][0] = 1.5 * sign
+    return state
+
+
+def guided(weight: float, updates: int, least: float = 0.03, start: MemberState | None = None):  # noqa: ANN201
+    sac = replace(SAC, guidance=weight, guidance_distance=least)
+    rng = np.random.default_rng(0)
+    return learn(start or member(), None, point_mass(), NOBODY, updates, rng, sac, actor_of(decided(1, 1.0)))
+
+
+def test_guidance_pulls_towards_the_best_members_actions() -> None:
+    best = decided(1, 1.0)
+    free, _ = guided(0.0, 200)
+    pulled, metrics = guided(10.0, 200)
+    assert distance(pulled, best) < 0.1 * distance(free, best)
+    assert metrics.guide_distance > 0
+    assert metrics.guide_weight == 1
+
+
+def test_guidance_grows_while_far_from_the_best_and_fades_when_near() -> None:
+    far, _ = guided(1e-3, GUIDE_PERIOD, least=0.001)
+    near, metrics = guided(10.0, 2 * GUIDE_PERIOD, least=10.0)
+    assert far.scalars.guide_weight == 2
+    assert near.scalars.guide_weight == metrics.guide_weight == 0.25
+
+
+def test_guidance_allows_more_distance_while_the_best_itself_moves() -> None:
+    moving = replace(member(), anchor=actor_of(decided(1, -1.0)))
+    resting = replace(member(), anchor=actor_of(decided(1, 1.0)))
+    weights = [guided(1e-3, GUIDE_PERIOD, 0.001, start)[0].scalars.guide_weight for start in (moving, resting)]
+    assert weights == [0.5, 2]
+
+
+def test_without_a_guide_guidance_changes_nothing() -> None:
+    on = replace(SAC, guidance=1.0)
+    state, metrics = run(member(), 20, sac=on)
+    assert digest(state) == digest(run(member(), 20)[0])
+    assert math.isnan(metrics.guide_weight)
+
+
+def test_actions_of_peers_are_imitated_only_where_the_own_critics_value_them_higher() -> None:
+    """The critics see actions near +1 as good: a peer's +1 is followed, its −1 is not."""
+    start = member()
+    for flat in start.sizes.split(start.theta)[0]:
+        flat.zero_()
+        views = start.sizes.critic.views(flat)
+        views["w1"][3, :16] = 1.0
+        views["w1"][3, 16:] = -1.0
+        views["b1"].copy_(torch.tensor([1.0, -1.0]).repeat(16))
+        views["w2"].copy_(torch.eye(32))
+        views["w3"][:16] = 1.0
+    start = replace(start, targets=start.sizes.split(start.theta)[0].clone())
+    frozen = replace(SAC, learning_rate=1e-9)
+    good, bad = (point_mass() for _ in range(2))
+    good.packed[:, 3], bad.packed[:, 3] = 0.99, -0.99
+
+    def shares(replay: Replay, own: np.ndarray) -> tuple[float, Tensor]:
+        learned, metrics = learn(
+            start, None, replay, own, 1, np.random.default_rng(0), replace(frozen, imitation=1.0, own_share=0.0)
+        )
+        return metrics.imitated_share, learned.m
+
+    assert shares(good, NOBODY)[0] > 0.9
+    assert shares(bad, NOBODY)[0] < 0.1
+    everybody = np.arange(good.num_rows)
+    share, moments = shares(good, everybody)
+    assert share == 0
+    plain, _ = learn(start, None, good, everybody, 1, np.random.default_rng(0), replace(frozen, own_share=0.0))
+    assert torch.equal(moments, plain.m)
+    critics = 2 * start.sizes.critic.size
+    assert not torch.equal(shares(good, NOBODY)[1][critics:], plain.m[critics:])
+    assert torch.equal(shares(good, NOBODY)[1][:critics], plain.m[:critics])
+
+
+def test_imitation_brings_the_actor_closer_to_good_actions_of_peers() -> None:
+    replay = point_mass()
+    replay.packed[:, 4:7] = replay.packed[:, :3]
+    replay.packed[:, 3] = torch.where(replay.packed[:, 3] > 0, 0.9, -0.9)
+    replay.packed[:, -2] = replay.packed[:, 3]
+    replay.packed[:, -1] = 0
+
+    def lean(weight: float) -> float:
+        sac = replace(SAC, imitation=weight)
+        learned, _ = learn(member(), None, replay, NOBODY, 60, np.random.default_rng(0), sac)
+        return float(propose_actions(learned, replay.packed[:200, :3]).mean())
+
+    assert lean(20.0) > lean(0.0) + 0.1
+
+
+def test_a_target_is_the_minimum_over_the_drawn_pair_of_pooled_critics() -> None:
+    """One peer's critics say −100 everywhere: whenever one of its two is drawn, the target shows it."""
+    pessimist = member(1).targets
+    for flat in pessimist:
+        flat.zero_()
+        member().sizes.critic.views(flat)["b3"].fill_(-100.0)
+    draws = draw_updates(np.random.default_rng(0), 1, point_mass(), NOBODY, 4, SAC)
+    low = run(member(), 1, peers=pessimist)[0].scalars
+    assert low.seen_low < -90 or draws.pairs.max() < 2
+    alone = run(member(), 1, peers=pessimist, sac=replace(SAC, pooled_targets=1))[0].scalars
+    assert alone.seen_low > -10
+
+
+def test_all_pairs_of_pooled_targets_are_drawn_equally_often() -> None:
+    pairs = draw_updates(np.random.default_rng(0), 6_000, point_mass(), NOBODY, 4, replace(SAC, batch_size=1)).pairs
+    found, counts = np.unique(np.sort(pairs, axis=1), axis=0, return_counts=True)
+    assert found.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
+    assert counts.min() > 900

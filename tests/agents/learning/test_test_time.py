@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agents.learning.test_time import ProbeAccount, accept_if_better, move_center, propose_candidates
+from agents.learning.test_time import (
+    ProbeAccount,
+    accept_if_better,
+    choose_arm,
+    move_center,
+    plan_life,
+    propose_candidates,
+    seat_arms,
+)
 from swarm.errors import ConfigError
 
 
@@ -71,3 +79,37 @@ def test_re_evaluation_without_episodes_is_refused() -> None:
 def test_probes_are_counted() -> None:
     account = ProbeAccount().add(8, 1_600).add(4, 400)
     assert (account.episodes, account.steps) == (12, 2_000)
+
+
+@pytest.mark.parametrize(
+    ("level", "purposes"),
+    [
+        ("context", ("live", "live", "live")),
+        ("inner", ("live", "live", "live")),
+        ("probe", ("probe", "live", "live")),
+        ("climb", ("probe", "climb", "climb")),
+    ],
+)
+def test_every_level_spends_its_episodes_on_what_it_adds(level: str, purposes: tuple[str, ...]) -> None:
+    assert plan_life(level, 3) == purposes
+
+
+def test_too_few_episodes_and_unknown_levels_are_refused() -> None:
+    with pytest.raises(ConfigError, match="level climb takes at least 2 episodes, got 1"):
+        plan_life("climb", 1)
+    with pytest.raises(ConfigError, match="unknown level 'magic'"):
+        plan_life("magic", 3)
+
+
+def test_every_arm_has_a_seat_and_the_incumbent_not_fewer_than_others() -> None:
+    assert seat_arms(5, 8) == (0, 1, 2, 3, 4, 0, 1, 2)
+    assert seat_arms(1, 8) == (0,) * 8
+    with pytest.raises(ConfigError, match="got 9 arms for 8 seats"):
+        seat_arms(9, 8)
+
+
+def test_the_incumbent_keeps_ties_and_returns_that_are_not_finite_never_win() -> None:
+    assert choose_arm((0, 1, 2, 0), np.array([1.0, 2.0, 0.0, 3.0])) == 0
+    assert choose_arm((0, 1, 2, 0), np.array([1.0, 2.5, 0.0, 3.0])) == 1
+    assert choose_arm((0, 1), np.array([-5.0, np.nan])) == 0
+    assert choose_arm((0, 1), np.array([np.nan, -5.0])) == 1

@@ -11,13 +11,19 @@ from agents.learning.encoder import Columns
 from agents.learning.normalizer import Scales
 from agents.learning.windows import sample_windows
 from agents.learning.world_model import (
-    WorldState,
-    apply_gradients,
-    encoder_parameters,
-    init_world,
+    head_hidden,
+    head_predictions,
     prediction_error,
     prediction_gradients,
     prediction_loss,
+    prepare,
+)
+from agents.learning.world_state import (
+    WorldState,
+    apply_gradients,
+    apply_parts,
+    encoder_parameters,
+    init_world,
     world_from_arrays,
     world_to_arrays,
 )
@@ -50,7 +56,7 @@ def test_training_predicts_much_better_than_repeating_the_last_value(
     before = prediction_error(world, held_out, scales)["ratio"]
     for _ in range(40):
         windows = sample_windows(columns, None, rng, 64, 8)
-        world = apply_gradients(world, prediction_gradients(world, windows, scales, 4), config)
+        world = apply_parts(world, prediction_gradients(world, windows, scales, 4), config)
     after = prediction_error(world, held_out, scales)["ratio"]
     assert before > 0.9
     assert after < 0.3
@@ -68,11 +74,11 @@ def test_applying_gradients_leaves_the_given_world_alone_and_moves_the_encoder_l
 ) -> None:
     before = world.theta.clone()
     gradients = prediction_gradients(world, sample_windows(columns, None, np.random.default_rng(0), 6, 8), scales, 2)
-    after = apply_gradients(world, gradients, small_world)
+    after = apply_parts(world, gradients, small_world)
     assert torch.equal(world.theta, before)
     moved = (after.theta - before).abs()
     split = world.sizes.encoder.layout.size
-    assert after.steps == 2
+    assert after.steps.tolist() == [2, 2]
     assert 0 < moved[:split].max() < 0.2 * moved[split:].max()
 
 
@@ -92,9 +98,9 @@ def test_save_and_load_is_exact(
 ) -> None:
     windows = sample_windows(columns, None, np.random.default_rng(0), 4, 8)
     gradients = prediction_gradients(world, windows, scales, 2)
-    once = apply_gradients(world, gradients, small_world)
+    once = apply_parts(world, gradients, small_world)
     again = world_from_arrays(small_world, small_member, 5, 2, world_to_arrays(once))
-    one, two = (world_to_arrays(apply_gradients(w, gradients, small_world)) for w in (once, again))
+    one, two = (world_to_arrays(apply_parts(w, gradients, small_world)) for w in (once, again))
     assert {k: v.tobytes() for k, v in one.items()} == {k: v.tobytes() for k, v in two.items()}
 
 
@@ -107,3 +113,32 @@ def test_arrays_of_other_sizes_are_refused(
 
 def test_encoder_parameters_are_views_of_the_world(world: WorldState) -> None:
     assert encoder_parameters(world)["nu"].data_ptr() == world.theta.data_ptr()
+
+
+def test_heads_start_apart_and_predict_as_each_would_alone(
+    columns: Columns, scales: Scales, small_world: WorldConfig, small_member: MemberConfig
+) -> None:
+    world = init_world(small_world, small_member, 5, 2, seed=0, heads=3)
+    windows = sample_windows(columns, None, np.random.default_rng(0), 4, 8)
+    prepared = prepare(world.sizes, encoder_parameters(world), windows, scales)
+    together = head_predictions(world, prepared.known)
+    for index in range(3):
+        head = world.sizes.views(world.sizes.part(world.theta, index))[1]
+        alone = head_hidden(head, prepared.known, head["c0"]) @ head["w2"] + head["b2"]
+        torch.testing.assert_close(together[index], alone)
+    assert (together[0] - together[1]).abs().max() > 0.01
+
+
+def test_a_head_moves_only_by_its_own_gradients_and_the_others_keep_their_moments(
+    columns: Columns, scales: Scales, small_world: WorldConfig, small_member: MemberConfig
+) -> None:
+    world = init_world(small_world, small_member, 5, 2, seed=0, heads=3)
+    windows = sample_windows(columns, None, np.random.default_rng(0), 6, 8)
+    part = prediction_gradients(world, windows, scales, 2, head=1)
+    split = world.sizes.num_shared
+    after = apply_gradients(world, part[:, :split], {1: part[:, split:]}, small_world)
+    assert after.steps.tolist() == [2, 0, 2, 0]
+    for head, moved in ((0, False), (1, True), (2, False)):
+        span = world.sizes.span(head)
+        assert torch.equal(after.theta[span], world.theta[span]) != moved
+        assert bool(after.m[span].any()) == moved

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from agents.pinned import Pinned
+from agents.rollouts import collection_requests
+from swarm.environment import RolloutRequest
+from tests.agents.made_runs import make_run
+
+
+def collection(pinned: Pinned, round_index: int) -> RolloutRequest:
+    seats = ["state"] * 8
+    terms = {"round": round_index, "stream": "nominal", "seats": seats, "steps": 25, "random": False}
+    (request,) = collection_requests(pinned, terms)
+    return request
+
+
+def test_environments_that_can_be_saved_go_on_where_they_stopped(tmp_path: Path) -> None:
+    team = make_run(tmp_path / "run", snapshot={"physics": np.ones((8, 3))})
+    request = collection(Pinned(tmp_path / "run", team, 1), 2)
+    assert request.snapshot is not None
+    np.testing.assert_array_equal(request.snapshot["physics"], np.ones((8, 3)))
+    assert request.policy_state is not None
+
+
+def test_environments_that_cannot_be_saved_start_other_episodes_with_each_stretch(tmp_path: Path) -> None:
+    team = make_run(tmp_path / "run", snapshot={})
+    pinned = Pinned(tmp_path / "run", team, 1)
+    second, third = collection(pinned, 2), collection(pinned, 3)
+    assert second.snapshot is None
+    assert second.policy_state is None
+    assert second.seed != third.seed
+    assert collection(pinned, 2).seed == second.seed
