@@ -25,17 +25,22 @@ def standardise(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: (score - mean) / spread for name, score in scores.items()}
 
 
-def vote_scores(votes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def vote_scores(
+    votes: Mapping[str, Mapping[str, float]], discounts: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Return each member's mean standardised vote plus `OPTIMISM` times the judges' disagreement.
 
     Args:
         votes: judge → member → that judge's critic value of the member's actions, in the judge's own scale.
+        discounts: of members and judges, where they differ: a member is judged by judges of its own discount, where
+            there are any.
     """
     members = sorted(next(iter(votes.values())))
-    standardised = [standardise(votes[judge]) for judge in sorted(votes)]
+    standardised = {judge: standardise(votes[judge]) for judge in sorted(votes)}
     scores = {}
     for member in members:
-        values = [row[member] for row in standardised]
+        judges = [judge for judge in standardised if discounts and discounts[judge] == discounts[member]]
+        values = [standardised[judge][member] for judge in judges or standardised]
         scores[member] = fmean(values) + OPTIMISM * pstdev(values)
     return scores
 
@@ -45,6 +50,7 @@ def strengths(
     shares: Mapping[str, float],
     calibration: Mapping[str, float],
     concentration: float,
+    discounts: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Return the positive strength of each member.
 
@@ -57,8 +63,9 @@ def strengths(
         shares: share of all updates that each member has had, in sum 1.
         calibration: what the member's earlier bids were worth, realised / predicted; 1 where unknown.
         concentration: how strongly units follow the scores; 0 leaves only the calibration.
+        discounts: as for `vote_scores`.
     """
-    scores = vote_scores(votes)
+    scores = vote_scores(votes, discounts)
     return {
         name: math.exp(max(-8.0, min(8.0, concentration * (score + INCUMBENCY * (shares[name] * len(scores) - 1.0)))))
         * calibration.get(name, 1.0)

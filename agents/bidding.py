@@ -29,6 +29,7 @@ async def bid_for_rights(name: str, announcement: Announcement, context: AgentCo
         cast(Mapping[str, float], terms["shares"]),
         cast(Mapping[str, float], terms["calibration"]),
         team.rounds.concentration,
+        {member: team.discount_of(member) for member in team.members},
     )[name]
     members = cast(Sequence[Json], terms["members"])
     units = announcement.units

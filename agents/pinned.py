@@ -123,6 +123,7 @@ class Pinned:
         self._worlds: dict[str, WorldState] = {}
         self._views: dict[tuple[str, str], View] = {}
         self._replays: dict[str, Replay] = {}
+        self._scales: dict[str, Scales] = {}
 
     @property
     def run_dir(self) -> Path:
@@ -174,6 +175,11 @@ class Pinned:
 
     def scales(self, group: str) -> Scales:
         """Normalisation by the nominal rows in which the group's members acted."""
+        if group not in self._scales:
+            self._scales[group] = self._measure_scales(group)
+        return self._scales[group]
+
+    def _measure_scales(self, group: str) -> Scales:
         if self.rows[NOMINAL] == 0:
             return empty_normalizer(self.sizes[0]).scales()
         mask = self._acted(groups_of(self.team)[group])

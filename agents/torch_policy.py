@@ -227,12 +227,14 @@ def _dynamic_shapes() -> dict[str, Any]:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep the exporter's own deprecation notes and progress from the user: nothing in them is theirs to mend."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

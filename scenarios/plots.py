@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E
 """Okabe and Ito's palette, told apart with any colour vision; one colour an agent, the same in all plots."""
 
 GREY: Final = "#555555"
+RELIABILITY_ROUNDS: Final = 10
 
 
 def draw_all(history: RunHistory, title: str, folder: Path) -> list[tuple[str, str]]:
@@ -136,6 +138,49 @@ def draw_world(history: RunHistory) -> Figure | None:
     return figure
 
 
+def draw_calibration(history: RunHistory) -> Figure | None:
+    """Predicted standard deviation against the error that came, over the last rounds that were measured."""
+    rows = [row for row in history.trained if (row.get("world") or {}).get("reliability")]
+    if not rows:
+        return None
+    figure, (axes,) = _figure(1)
+    latest = rows[-RELIABILITY_ROUNDS:]
+    for row in latest:
+        axes.loglog(*zip(*row["world"]["reliability"], strict=True), ".-", color=COLOURS[5], ms=3, lw=0.6, alpha=0.5)
+    # Bins hold equally many predictions: over rounds, squared errors average.
+    pairs = zip(*(row["world"]["reliability"] for row in latest), strict=True)
+    curve = [tuple(fmean(point[i] ** 2 for point in points) ** 0.5 for i in (0, 1)) for points in pairs]
+    label = f"mean of rounds {latest[0]['round_index']} to {latest[-1]['round_index']}"
+    axes.loglog(*zip(*curve, strict=True), "o-", color=COLOURS[0], ms=4, label=label)
+    ends = [min(min(point) for point in curve), max(max(point) for point in curve)]
+    axes.loglog(ends, ends, ls="--", color=GREY, lw=1, label="perfectly calibrated")
+    axes.set(xlabel="predicted standard deviation (normalised)", ylabel="root mean square error (normalised)")
+    _legend(axes)
+    return figure
+
+
+def draw_trust(history: RunHistory) -> Figure | None:
+    """Calibration error of the intervals, and how far imagination went before the heads disagreed."""
+    rows = [row for row in history.trained if (row.get("world") or {}).get("calibration_error") is not None]
+    if not rows:
+        return None
+    figure, panels = _figure(2)
+    x = [row["round_index"] for row in rows]
+    for key, style, colour, label in (
+        ("raw_calibration_error", "--", GREY, "bare disagreement of the heads"),
+        ("calibration_error", "-", COLOURS[0], "calibrated"),
+    ):
+        panels[0].plot(x, [row["world"].get(key) for row in rows], style, color=colour, lw=1.2, label=label)
+    panels[0].set(ylabel="calibration error")
+    panels[0].set_ylim(bottom=0)
+    panels[1].plot(x, [row["world"].get("imagined_steps") for row in rows], color=COLOURS[1], label="before the cut")
+    panels[1].set(ylabel="imagined steps", xlabel="round")
+    panels[1].set_ylim(bottom=0)
+    for axes in panels:
+        _legend(axes)
+    return figure
+
+
 def draw_bids(history: RunHistory) -> Figure | None:
     """Highest winning bid of each member for seats and for lots, and what the critics voted."""
     rounds = [row for row in history.trained if row.get("bids")]
@@ -187,6 +232,8 @@ PLOTS: Final[tuple[tuple[str, str, Callable[[RunHistory], Figure | None]], ...]]
     ("allocation.png", "Who won which share of acting and of compute", draw_allocation),
     ("bids.png", "Bids of the winners, and the peers' votes", draw_bids),
     ("world.png", "Shared world model: prediction and inner loop", draw_world),
+    ("calibration.png", "Shared world model: does predicted uncertainty match the error?", draw_calibration),
+    ("trust.png", "Shared world model: calibration and imagination, round by round", draw_trust),
     ("speed.png", "Speed, round by round", draw_speed),
 )
 

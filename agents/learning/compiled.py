@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -42,21 +43,27 @@ def compiled_and_kept(function: FunctionT) -> FunctionT:
 
 
 def _digest(function: Callable[..., Any]) -> str:
-    """Return a short digest of the files of all functions that ``function`` leads to, and of their constants."""
-    found, waiting, constants = set(), [cast(object, function)], set()
+    """Return a short digest of all that the machine code of ``function`` follows from.
+
+    That is the files of the functions that it leads to, the constants that these name, and the files of the named
+    tuples in their signatures.
+    """
+    found, files, constants = set[object](), {__file__}, set[str]()
+    waiting: list[object] = [function]
     while waiting:
         entry = waiting.pop()
         entry = getattr(entry, "py_func", getattr(entry, "_defn", entry))
         if isinstance(entry, int | float | str):
             constants.add(repr(entry))
-        if not isinstance(entry, FunctionType) or entry in found:
-            continue
-        found.add(entry)
-        waiting.extend(entry.__globals__[name] for name in entry.__code__.co_names if name in entry.__globals__)
-    files = sorted({__file__, *(entry.__code__.co_filename for entry in found)})
-    return sha256(
-        b"".join([*(Path(file).read_bytes() for file in files), *map(str.encode, sorted(constants))])
-    ).hexdigest()[:16]
+        elif isinstance(entry, type) and hasattr(entry, "_fields"):
+            files.add(str(sys.modules[entry.__module__].__file__))
+        elif isinstance(entry, FunctionType) and entry not in found:
+            found.add(entry)
+            files.add(entry.__code__.co_filename)
+            names = (*entry.__code__.co_names, *map(str, entry.__annotations__.values()))
+            waiting.extend(entry.__globals__[name] for name in names if name in entry.__globals__)
+    parts = (*(Path(file).read_bytes() for file in sorted(files)), *map(str.encode, sorted(constants)))
+    return sha256(b"".join(parts)).hexdigest()[:16]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from agents.learning.compiled import alone_while_compiling
 from agents.learning.networks import NetworkSizes
 from agents.learning.replay import Replay, draw_indices
 from agents.learning.tiles import aligned_copy
-from agents.learning.updates import (
+from agents.learning.update_state import (
     NUM_SUMS,
     SUM_DISTANCE,
     SUM_ENTROPY,
@@ -32,9 +32,9 @@ from agents.learning.updates import (
     Settings,
     Sizes,
     Vectors,
-    run_updates,
     workspace,
 )
+from agents.learning.updates import run_updates
 
 DRAW_CHUNK = 64
 

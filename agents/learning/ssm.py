@@ -21,7 +21,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from agents.learning import ssm_kernel
 from agents.learning.parameters import Shapes, uniform_
@@ -115,8 +114,8 @@ def layer_loop(w: Parameters, inputs_TEI: Tensor, keep_TE: Tensor, state_ES: Ten
 def layer(w: Parameters, inputs_TEI: Tensor, keep_TE: Tensor, state_ES: Tensor) -> tuple[Tensor, Tensor]:
     """Return features (T, E, D), differentiable with respect to ``w`` and the inputs, and states (T, E, S).
 
-    On a CPU this is the compiled kernel: gradients of first order only, none at the carried state nor through the
-    states. On every other device it is `layer_loop`.
+    On a CPU this is the compiled kernel: gradients of first order only (``create_graph`` raises ``RuntimeError``), none
+    at the carried state nor through the states. On every other device it is `layer_loop`.
 
     Args:
         inputs_TEI: float32 or float64, as ``w``.
@@ -169,9 +168,10 @@ class _Layer(torch.autograd.Function):
         return features, states
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         upper = gradients[0]
+        if torch.is_grad_enabled():
+            raise RuntimeError("gradients of the state-space kernel are of first order only; take layer_loop instead")
         if upper is None:
             return (None,) * (3 + len(NAMES))
         keep, state, joint, sigmoids, scratch, *saved = ctx.saved_tensors

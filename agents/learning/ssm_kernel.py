@@ -3,9 +3,10 @@
 Letters in this file: T time steps, E sequences, R = T · E rows in the order of time, I inputs, S = 2 N state parts (N
 real, then N imaginary), D features, J = S + I columns of states and inputs side by side.
 
-A block of rows, several steps of all sequences or one step of some, goes through the drive, the recurrence and the readout while it is in the cache; the recurrence runs
-along the states of a row, which fills the vector unit whatever the episodes do. The two sigmoids stay with torch, which
-has vector instructions for them. `agents.learning.ssm.layer_loop` says the same in plain PyTorch, for the tests.
+A block of rows, several steps of all sequences or one step of some, goes through the drive, the recurrence and the
+readout while it is in the cache; the recurrence runs along the states of a row, which fills the vector unit whatever
+the episodes do. The two sigmoids stay with torch, which has vector instructions for them.
+`agents.learning.ssm.layer_loop` says the same in plain PyTorch, for the tests.
 """
 
 from __future__ import annotations

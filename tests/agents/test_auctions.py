@@ -39,6 +39,14 @@ def test_disagreement_of_judges_raises_a_score() -> None:
     assert scores["a"] == scores["c"] > scores["b"]
 
 
+def test_members_are_judged_by_judges_of_their_own_discount_where_there_are_any() -> None:
+    torn = {"a": {"a": 0.0, "b": 1.0, "c": 2.0}, "b": {"a": 2.0, "b": 1.0, "c": 0.0}}
+    scores = vote_scores(torn, {"a": 0.99, "b": 0.97, "c": 0.9})
+    assert scores["a"] < 0
+    assert scores["c"] == vote_scores(torn)["c"]
+    assert vote_scores(torn, dict.fromkeys("abc", 0.99)) == vote_scores(torn)
+
+
 def test_experience_and_calibration_move_strength() -> None:
     even = dict.fromkeys("abc", 1 / 3)
     plain = strengths(VOTES, even, {}, 1.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from agents.config import MemberConfig, SacConfig
+from agents.config import ENCODERS, MemberConfig, SacConfig
 from agents.learning.replay import Replay
 from agents.learning.resets import reset
 from agents.learning.sac import MemberState, learn
@@ -25,7 +25,7 @@ from agents.member import (
     to_arrays,
     votes,
 )
-from swarm.errors import CheckpointError
+from swarm.errors import CheckpointError, ConfigError
 
 SMALL = MemberConfig(encoder_width=3, encoder_states=2, actor_hidden=(8, 8), critic_hidden=(8, 8))
 
@@ -49,8 +49,11 @@ def trained() -> tuple[MemberState, Replay]:
         ("Humanoid-v5", 348, 17),
     ],
 )
-def test_a_member_has_between_50_000_and_54_000_trainable_parameters(robot: str, observation: int, action: int) -> None:
-    config = default_member_config(observation, action)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_member_has_between_50_000_and_54_000_trainable_parameters(
+    robot: str, observation: int, action: int, encoder: str
+) -> None:
+    config = replace(default_member_config(observation, action), encoder=encoder)
     counted = encoder_sizes(config, observation, action).layout.size
     counted += init_member(config, observation, action, seed=0).theta.numel()
     assert MIN_PARAMETERS <= counted <= MAX_PARAMETERS, robot
@@ -64,6 +67,11 @@ def test_parameters_are_counted_array_by_array() -> None:
     encoder = 2 * 2 + 7 * 4 + 4 * 3 + 7 * 3 + 3 + 4 * 3 + 3
     assert sizes.num_parameters == actor + 2 * critic
     assert count_parameters(SMALL, 4, 2) == actor + 2 * critic + encoder
+
+
+def test_an_encoder_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"member\.encoder is 'gru'; expected one of ssm, mlp, lstm"):
+        MemberConfig(encoder="gru")
 
 
 def test_seeds_make_members_different_and_reproducible() -> None:

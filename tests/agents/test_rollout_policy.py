@@ -26,8 +26,10 @@ STEPS, OBSERVATION, ACTION = 30, 6, 3
 class Case:
     """30 random steps of 8 environments, one world model and two members."""
 
-    def __init__(self, projection: int) -> None:
-        config = MemberConfig(projection=projection, encoder_width=5, encoder_states=4, actor_hidden=(16, 12))
+    def __init__(self, projection: int, kind: str = "ssm") -> None:
+        config = MemberConfig(
+            encoder=kind, projection=projection, encoder_width=5, encoder_states=4, actor_hidden=(16, 12)
+        )
         rng = np.random.default_rng(0)
         arrays = {
             "observation": rng.standard_normal((STEPS, 8, OBSERVATION)).astype(np.float32) * 3 + 1,
@@ -72,9 +74,9 @@ class Case:
         )
 
 
-@pytest.fixture(params=[0, 4], ids=["plain", "projected"])
+@pytest.fixture(params=[(0, "ssm"), (4, "ssm"), (0, "mlp"), (0, "lstm")], ids=["plain", "projected", "mlp", "lstm"])
 def case(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param)
+    return Case(*request.param)
 
 
 def test_features_step_by_step_equal_those_of_the_stream(case: Case) -> None:
@@ -115,6 +117,35 @@ def test_each_seat_is_acted_by_its_member_to_the_last_bit(case: Case) -> None:
         np.testing.assert_array_equal(state[e], alone_state[e])
 
 
+def test_members_with_encoders_of_their_own_act_as_they_would_alone(case: Case) -> None:
+    """Independent members: each goes on from its own encoder's state, by its own scales."""
+    weights = dict(case.all_weights())
+    for name in weights:
+        if name.startswith("state/") and name.split("/")[1].startswith(("enc.", "norm.")):
+            weights[name] = np.asarray(weights[name], np.float32) * np.float32(0.9)
+    names = ["meta", "state"] * 4
+    both = build_policy(weights, {"seats": names})
+    given = case.given(1, np.full((8, both.state_size), 0.3, np.float32))
+    found = both.act(given)
+    for e, name in enumerate(names):
+        own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(name)}
+        for mine, alone in zip(found, build_policy(own, {}).act(given), strict=True):
+            np.testing.assert_array_equal(mine[e], alone[e])
+
+
+def test_members_of_other_sizes_can_share_a_block(case: Case) -> None:
+    weights = dict(case.all_weights())
+    for name, axis in (("w1", 1), ("b1", 0), ("w2", 0)):
+        weights[f"state/actor.{name}"] = np.delete(weights[f"state/actor.{name}"], 3, axis=axis)
+    names = ["meta", "state"] * 4
+    both = build_policy(weights, {"seats": names})
+    given = case.given(0, np.zeros((8, both.state_size), np.float32))
+    action, _ = both.act(given)
+    own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith("state/")}
+    np.testing.assert_array_equal(action[1], build_policy(own, {}).act(given)[0][1])
+    np.testing.assert_array_equal(action[0], build_policy(case.weights("meta"), {}).act(given)[0][0])
+
+
 def test_zeroing_the_encoder_changes_actions(case: Case) -> None:
     with_features, without = (build_policy(case.weights("meta"), {"zero_encoder": z}) for z in (False, True))
     given = case.given(0, np.zeros((8, with_features.state_size), np.float32))
@@ -137,8 +168,9 @@ def test_random_actions_are_uniform_and_remembered(case: Case) -> None:
 
 def test_the_adapter_scales_and_shifts_before_squashing(case: Case) -> None:
     weights = dict(case.weights("meta"))
-    given = case.given(0, np.zeros((8, 11), np.float32))
-    plain = build_policy(weights, {}).act(given)[0]
+    policy = build_policy(weights, {})
+    given = case.given(0, np.zeros((8, policy.state_size), np.float32))
+    plain = policy.act(given)[0]
     weights["adapter.gain"] = np.full(ACTION, 0.5, np.float32)
     weights["adapter.bias"] = np.full(ACTION, 0.2, np.float32)
     adapted = build_policy(weights, {}).act(given)[0]
@@ -171,8 +203,8 @@ def test_missing_and_misshapen_weights_are_refused(case: Case) -> None:
     weights["actor.w1"] = weights["actor.w1"][:-1]
     with pytest.raises(ConfigError, match=r"'actor.w1' has \d+ rows, expected \d+"):
         build_policy(weights, {})
-    del weights["enc.nu"]
-    with pytest.raises(ConfigError, match=r"acting weights lack 'enc.nu'"):
+    del weights["enc.output_b"]
+    with pytest.raises(ConfigError, match=r"acting weights lack 'enc.output_b'"):
         build_policy(weights, {})
     with pytest.raises(ConfigError, match="got no weights"):
         build_policy({}, {})

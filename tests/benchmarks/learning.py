@@ -33,7 +33,13 @@ class Target:
     distance_m: float = 0.0
 
 
-ONE_AGENT = ("learners=state", "video=false")
+ONE_AGENT = (
+    "learners=state",
+    "video=false",
+    "rounds.shifted_every=0",  # the whole budget is the task's own
+    "rounds.adapt_every=0",
+    "rounds.evaluate_every=50",
+)
 TARGETS: Mapping[str, Target] = {
     "halfcheetah-1": Target(
         preset="halfcheetah",

@@ -63,6 +63,13 @@ def summary_of(index: int, *, evaluated: bool = True) -> dict[str, Json]:
                 "ratio": 1.0 / (1 + index / 10) / 0.9,
                 "meta_before": 1.2,
                 "meta_after": 1.0 / (1 + index / 20),
+                "raw_calibration_error": 0.3,
+                "calibration_error": 0.05 + 0.1 / (1 + index),
+                "coverage": [0.45, 0.77, 0.93],
+                "reliability": [[0.1 * n, 0.09 * n + 0.002 * index] for n in range(1, 9)],
+                "imagined_error": 0.2,
+                "imagined_persistence": 0.8,
+                "imagined_steps": 5.0 + 0.01 * index,
             },
         }
     return summary

@@ -20,7 +20,7 @@ def test_report_of_a_full_run_holds_tables_plots_incidents_and_commands(write_ru
     run = write_run(100)
     write_report(run)
     text = run.report_file.read_text(encoding="utf-8")
-    for name in ("learning", "allocation", "bids", "world", "speed"):
+    for name in ("learning", "allocation", "bids", "world", "calibration", "trust", "speed"):
         assert f"({name}.png)" in text
         assert (run.path / f"{name}.png").read_bytes().startswith(PNG)
     assert "| before | meta | 10 | -55.0 ± 30.3 |" in text

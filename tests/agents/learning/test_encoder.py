@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from agents.config import ENCODERS
 from agents.learning.encoder import (
-    MAX_PHASE,
-    MAX_RADIUS,
-    MIN_RADIUS,
     Columns,
     EncoderSizes,
-    decay,
     encode,
     encode_stream,
     init_encoder,
@@ -18,10 +15,13 @@ from agents.learning.encoder import (
     normalize_reward,
 )
 from agents.learning.normalizer import Scales
+from agents.learning.ssm import MAX_PHASE, MAX_RADIUS, MIN_RADIUS, decay
 
 
-def make(projection: int = 0, dtype: torch.dtype = torch.float32) -> tuple[EncoderSizes, torch.Tensor]:
-    sizes = EncoderSizes(observation=5, action=2, projection=projection, features=6, states=4)
+def make(
+    projection: int = 0, dtype: torch.dtype = torch.float32, kind: str = "ssm"
+) -> tuple[EncoderSizes, torch.Tensor]:
+    sizes = EncoderSizes(observation=5, action=2, projection=projection, features=6, states=4, kind=kind)
     flat = torch.zeros(sizes.layout.size, dtype=dtype)
     init_encoder(sizes, flat, torch.Generator().manual_seed(1))
     return sizes, flat
@@ -31,30 +31,32 @@ def test_fresh_eigenvalues_lie_in_the_ring_with_small_phase() -> None:
     sizes = EncoderSizes(observation=5, action=2, projection=0, features=6, states=500)
     flat = torch.zeros(sizes.layout.size)
     init_encoder(sizes, flat, torch.Generator().manual_seed(1))
-    eigenvalues = decay(sizes.layout.views(flat))
+    eigenvalues = torch.complex(*decay(sizes.layout.views(flat)).chunk(2))
     assert MIN_RADIUS <= float(eigenvalues.abs().min()) < 0.6
     assert 0.95 < float(eigenvalues.abs().max()) <= MAX_RADIUS + 1e-6
     assert float(eigenvalues.angle().min()) > 0
     assert float(eigenvalues.angle().max()) <= MAX_PHASE + 1e-3
 
 
+@pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("projection", [0, 3])
-def test_stream_features_equal_those_of_encode(columns: Columns, scales: Scales, projection: int) -> None:
-    sizes, flat = make(projection)
+def test_stream_features_equal_those_of_encode(columns: Columns, scales: Scales, projection: int, kind: str) -> None:
+    sizes, flat = make(projection, kind=kind)
     w = sizes.layout.views(flat)
     stream = encode_stream(sizes, w, columns, scales)
     keep = ~columns.reset
     previous_action = torch.roll(columns.action, 1, 0) * keep[..., None]
     previous_reward = normalize_reward(torch.roll(columns.reward, 1, 0), scales, 10.0) * keep
-    zero = torch.zeros(columns.reset.shape[1], sizes.states, dtype=torch.complex64)
+    zero = torch.zeros(columns.reset.shape[1], sizes.state)
     features = encode(w, normalize(columns.observation, scales, 10.0), previous_action, previous_reward, keep, zero)
     torch.testing.assert_close(stream.features, features, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_features_of_the_successor_are_those_of_the_next_row_inside_an_episode(
-    columns: Columns, scales: Scales
+    columns: Columns, scales: Scales, kind: str
 ) -> None:
-    sizes, flat = make()
+    sizes, flat = make(kind=kind)
     stream = encode_stream(sizes, sizes.layout.views(flat), columns, scales)
     inside = ~columns.reset[1:]
     torch.testing.assert_close(stream.features_next[:-1][inside], stream.features[1:][inside], rtol=1e-4, atol=1e-5)
@@ -79,14 +81,14 @@ def test_policy_state_is_the_last_state_and_action(columns: Columns, scales: Sca
     stream = encode_stream(sizes, sizes.layout.views(flat), columns, scales)
     assert stream.policy_state.shape == (4, 2 * 4 + 2)
     np.testing.assert_array_equal(stream.policy_state[:, 8:], columns.action[-1].numpy())
-    np.testing.assert_array_equal(stream.policy_state[:, 0], stream.states[-1, :, 0].real.numpy())
+    np.testing.assert_array_equal(stream.policy_state[:, 0], stream.states[-1, :, 0].numpy())
 
 
 def test_encoder_gradient_equals_finite_differences(columns: Columns, scales: Scales) -> None:
     sizes, flat = make(projection=3, dtype=torch.float64)
     observation = normalize(columns.observation[:6].double(), scales, 10.0)
     action, reward, keep = columns.action[:6].double(), columns.reward[:6].double(), ~columns.reset[:6]
-    state = torch.randn(4, sizes.states, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    state = torch.randn(4, sizes.state, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def loss(theta: torch.Tensor) -> torch.Tensor:
         return encode(sizes.layout.views(theta), observation, action, reward, keep, state).square().mean()

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from agents.member import init_member, propose_actions, to_arrays
 CONFIG = MemberConfig(encoder_width=1, encoder_states=1, actor_hidden=(32, 32), critic_hidden=(32, 32))
 SAC = SacConfig(batch_size=32, learning_rate=1e-3, target_entropy=-1.0)
 NOBODY = np.arange(0)
+pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
 
 def member(seed: int = 0) -> MemberState:

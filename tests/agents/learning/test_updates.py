@@ -23,6 +23,7 @@ OBSERVATION, ACTIONS, ROWS = 4, 3, 60
 PLAIN = SacConfig(batch_size=13, learning_rate=1e-3, target_entropy=-2.0, own_share=0.4)
 EXTRAS = replace(PLAIN, guidance=0.7, guidance_distance=0.001, imitation=0.9, policy_delay=2)
 OWN = np.arange(0, ROWS, 4)
+pytestmark = pytest.mark.timeout(400)  # the first run on a machine compiles, for both types of numbers
 
 
 def in_double(member: MemberState) -> MemberState:

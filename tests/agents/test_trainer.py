@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.config import SacConfig, TeamConfig
+from agents.pinned import Pinned
+from agents.trainer import Trainer
+from tests.agents.made_runs import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TeamConfig]:
+    """A committed round 1 whose best member is 'meta'."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return path, make_run(path)
+
+
+def pinned(run: tuple[Path, TeamConfig], **settings: object) -> Pinned:
+    path, team = run
+    return Pinned(path, replace(team, sac=replace(team.sac, **settings)), 1)
+
+
+def trained(run: tuple[Path, TeamConfig], member: str, round_index: int = 2, **settings: object) -> Trainer:
+    trainer = Trainer(pinned(run, **settings), member, round_index)
+    trainer.train(5)
+    return trainer
+
+
+def test_the_best_member_guides_all_others_and_nobody_guides_it(run: tuple[Path, TeamConfig]) -> None:
+    base = pinned(run)
+    best = base.member("meta")
+    guide = base.guide("state")
+    assert guide is not None
+    assert torch.equal(guide, best.sizes.split(best.theta)[1])
+    assert base.guide("meta") is None
+
+
+def test_guidance_and_imitation_change_who_follows_and_are_told_in_metrics(run: tuple[Path, TeamConfig]) -> None:
+    plain = trained(run, "state")
+    guided = trained(run, "state", guidance=1.0)
+    imitating = trained(run, "state", imitation=1.0)
+    assert len({trainer.to_bytes() for trainer in (plain, guided, imitating)}) == 3
+    assert "guide_weight" not in plain.metrics()
+    assert guided.metrics()["guide_weight"] == 1.0
+    assert imitating.metrics()["imitated_share"] > 0
+    assert trained(run, "meta", guidance=1.0).to_bytes() == trained(run, "meta").to_bytes()
+
+
+def test_members_have_discounts_by_place_and_pool_targets_only_within_one(run: tuple[Path, TeamConfig]) -> None:
+    base = pinned(run, discounts=(0.97, 0.99))
+    assert [base.team.discount_of(name) for name in base.team.members] == [0.97, 0.99, 0.97, 0.99, 0.97]
+    everybody, alike = pinned(run).peer_targets("state"), base.peer_targets("state")
+    assert everybody is not None
+    assert alike is not None
+    assert (len(everybody), len(alike)) == (8, 4)
+    expected = torch.cat([base.member(name).targets for name in ("coordinator", "adaptation")])
+    assert torch.equal(alike, expected)
+    assert pinned(run, discounts=(0.97, 0.975, 0.98, 0.985, 0.99)).peer_targets("state") is None
+
+
+def test_the_own_discount_is_what_a_member_learns_with(run: tuple[Path, TeamConfig]) -> None:
+    _, team = run
+    own = (0.5, team.sac.discount)
+    assert (
+        trained(run, "environment", discounts=own, pooled_targets=1).to_bytes()
+        == trained(run, "environment", pooled_targets=1).to_bytes()
+    )
+    assert trained(run, "coordinator", discounts=own).to_bytes() != trained(run, "coordinator").to_bytes()
+
+
+def test_a_member_is_reset_at_its_turn_only_and_says_so(run: tuple[Path, TeamConfig], tmp_path: Path) -> None:
+    path, team = run
+    settings = replace(team, sac=replace(team.sac, reset_every=1))
+    base = Pinned(path, settings, 1)
+    old = base.member("environment")
+    base._members["environment"] = replace(old, scalars=replace(old.scalars, critic_steps=2, actor_steps=2))
+    place = team.members.index("environment")
+    turn, other = Trainer(base, "environment", 5 + place), Trainer(base, "environment", 6 + place)
+    for trainer in (turn, other):
+        trainer.train(1)
+    assert (turn.metrics()["resets"], other.metrics()["resets"]) == (1, 0)
+
+
+def test_extras_are_off_by_default() -> None:
+    sac = SacConfig()
+    assert (sac.guidance, sac.imitation, sac.reset_every, sac.discounts) == (0.0, 0.0, 0, ())
