@@ -224,7 +224,7 @@ class AdaptConfig:
     online: bool = False
     evaluation_blocks: int = 2
     transitions: int = 32
-    reach: float = 0.1
+    reach: float = 0.3
     sigma: float = 0.15
 
     def __post_init__(self) -> None:

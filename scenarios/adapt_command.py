@@ -103,16 +103,17 @@ def print_outcomes(outcomes: Sequence[AdaptationOutcome], save_as: str | None, c
     """Print before, after, the way there and the verdict of each task."""
     first = outcomes[0]
     table = Table(
-        title=f"adapting: level {first.level}{', online' if first.online else ''}; return, mean and 95 % interval",
+        title=f"level {first.level}{', online' if first.online else ''}: return, mean and 95 % interval; "
+        "what is rejected stays as it was",
         title_justify="left",
         header_style="dim",
         box=SIMPLE_HEAD,
     )
     for heading in ("task", "before", "after", "verdict"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("before", "after"))
     for outcome in outcomes:
         changed = ", ".join(f"{name} {value:.3g}" for name, value in outcome.shift.items())
-        verdict = f"accepted ({outcome.member})" if outcome.accepted else "rejected: stays as it was"
+        verdict = f"accepted ({outcome.member})" if outcome.accepted else "rejected"
         table.add_row(changed, str(estimate_mean(outcome.before)), str(estimate_mean(outcome.after)), verdict)
     if len(outcomes) > 1:
         before, after = _pooled(outcomes)

@@ -69,7 +69,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(asdict(outcome))
         return 0
-    table = Table(title=f"{outcome.member} as of round {outcome.round_index}", title_justify="left")
+    adapted = "" if arguments.adapted is None else f", adapted: {arguments.adapted}"
+    table = Table(title=f"{outcome.member} as of round {outcome.round_index}{adapted}", title_justify="left")
     for heading in ("episode", "return", "distance (m)", "length"):
         table.add_column(heading, justify="right")
     rows = zip(outcome.returns, outcome.distances, outcome.lengths, strict=True)

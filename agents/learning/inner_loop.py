@@ -87,22 +87,36 @@ def squared_error(outputs_KTY: Tensor, target_KTY: Tensor, mask_Y: Tensor) -> Te
 def adapt(networks: Networks, inputs_KTX: Tensor, target_KTY: Tensor, mask_Y: Tensor, loop: InnerLoop) -> Networks:
     """Return the networks after the inner loop on their own samples; differentiable once, to the second order.
 
+    The first layer's inputs never change, so its steps δ are kept as what they add to its sums, (1 + X Xᵀ) δ: with few
+    samples that is much less work than new weights at each step, which follow once, at the end.
+
     Args:
         mask_Y: 1 for outputs that count, 0 for those that do not.
     """
-    adapted = [_adapts(rate) for rate in loop.layer_rates]
-    num_tasks = len(inputs_KTX)
-    networks = Networks(
-        weights=tuple(_own(w, num_tasks) if on else w for w, on in zip(networks.weights, adapted, strict=True)),
-        biases=tuple(_own(b[None], num_tasks) if on else b for b, on in zip(networks.biases, adapted, strict=True)),
+    adapted, num_tasks = [_adapts(rate) for rate in loop.layer_rates], len(inputs_KTX)
+    upper = [on and index > 0 for index, on in enumerate(adapted)]
+    now = Networks(
+        weights=tuple(_own(w, num_tasks) if on else w for w, on in zip(networks.weights, upper, strict=True)),
+        biases=tuple(_own(b[None], num_tasks) if on else b for b, on in zip(networks.biases, upper, strict=True)),
         context=networks.context,
         context_weights=networks.context_weights,
     )
-    fixed = None if adapted[0] else linear(inputs_KTX, networks.weights[0], networks.biases[0])
+    sums = linear(inputs_KTX, networks.weights[0], networks.biases[0])
+    gram = 1 + inputs_KTX @ inputs_KTX.mT if adapted[0] else None
     factor = (2.0 / (inputs_KTX.shape[1] * mask_Y.sum().clamp_min(1))) * mask_Y
+    moved: Tensor | None = None
     for _ in range(loop.steps):
-        networks = _step(networks, inputs_KTX, fixed, target_KTY, factor, loop)
-    return networks
+        first = sums if moved is None or gram is None else torch.baddbmm(sums, gram, moved)
+        now, step = _step(now, first, target_KTY, factor, loop)
+        moved = step if moved is None or step is None else moved + step
+    if moved is None:
+        return now
+    return Networks(
+        weights=(networks.weights[0] + inputs_KTX.mT @ moved, *now.weights[1:]),
+        biases=(networks.biases[0] + moved.sum(1, keepdim=True), *now.biases[1:]),
+        context=now.context,
+        context_weights=now.context_weights,
+    )
 
 
 def _adapts(rate: Tensor | float) -> bool:
@@ -114,37 +128,33 @@ def _own(shared: Tensor, num_tasks: int) -> Tensor:
 
 
 def _step(
-    networks: Networks,
-    inputs_KTX: Tensor,
-    fixed: Tensor | None,
-    target_KTY: Tensor,
-    factor: Tensor,
-    loop: InnerLoop,
-) -> Networks:
-    """Return the networks after one gradient step.
+    networks: Networks, sums_KTH: Tensor, target_KTY: Tensor, factor_Y: Tensor, loop: InnerLoop
+) -> tuple[Networks, Tensor | None]:
+    """Return the networks after one gradient step, their first layer excepted, and the first layer's step (K, T, H).
+
+    The latter is ``None`` where the first layer is not adapted.
 
     Args:
-        fixed: (K, T, H) what the first layer makes of the inputs, where its weights are not adapted.
-        factor: (Y,) derivative of the loss with respect to an output, per unit of its error.
+        sums_KTH: what the first layer makes of the inputs, without the context.
+        factor_Y: derivative of the loss with respect to an output, per unit of its error.
     """
     last = len(networks.weights) - 1
     with torch.no_grad() if loop.first_order else nullcontext():
-        z = linear(inputs_KTX, networks.weights[0], networks.biases[0]) if fixed is None else fixed
+        z = sums_KTH
         if networks.context is not None and networks.context_weights is not None:
             z = z + networks.context @ networks.context_weights
-        entered, slopes = [inputs_KTX], []
-        for weight, bias in zip(networks.weights[1:], networks.biases[1:], strict=True):
-            hidden, slope = silu_with_slope(z)
-            entered.append(hidden)
-            slopes.append(slope)
-            z = linear(hidden, weight, bias)
-        deltas = {last: (z - target_KTY) * factor}
+        entered, slopes = {}, {}
+        for index in range(1, last + 1):
+            entered[index], slopes[index - 1] = silu_with_slope(z)
+            z = linear(entered[index], networks.weights[index], networks.biases[index])
+        deltas = {last: (z - target_KTY) * factor_Y}
         for index in range(last, _lowest(loop), -1):
             deltas[index - 1] = (deltas[index] @ networks.weights[index].mT) * slopes[index - 1]
         by_context = None
         if networks.context_weights is not None and _adapts(loop.context_rate):
             by_context = deltas[0].sum(1, keepdim=True) @ networks.context_weights.mT
-    return _moved(networks, entered, deltas, by_context, loop)
+    first = deltas[0] * -loop.layer_rates[0] if _adapts(loop.layer_rates[0]) else None
+    return _moved(networks, entered, deltas, by_context, loop), first
 
 
 def _lowest(loop: InnerLoop) -> int:
@@ -156,21 +166,21 @@ def _lowest(loop: InnerLoop) -> int:
 
 def _moved(
     networks: Networks,
-    entered: Sequence[Tensor],
+    entered: Mapping[int, Tensor],
     deltas: Mapping[int, Tensor],
     by_context: Tensor | None,
     loop: InnerLoop,
 ) -> Networks:
-    """Return the networks one step against their gradients.
+    """Return the networks one step against their gradients, their first layer excepted.
 
     Args:
-        entered: what entered each layer, (K, T, X).
+        entered: what entered each layer above the first, (K, T, X).
         deltas: derivatives of the loss by the sums of a layer, (K, T, H).
         by_context: derivative of the loss by the context, (K, 1, C).
     """
     weights, biases, context = list(networks.weights), list(networks.biases), networks.context
     for index, rate in enumerate(loop.layer_rates):
-        if not _adapts(rate):
+        if index == 0 or not _adapts(rate):
             continue
         step = deltas[index] * -rate
         weights[index] = torch.baddbmm(weights[index], entered[index].mT, step)

@@ -16,19 +16,20 @@ imaginary parts, and the block ends in tanh · sigmoid, so that features are bou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from agents.learning import ssm_kernel
+from agents.learning.compiled import alone_while_compiling
 from agents.learning.parameters import Shapes, uniform_
 
 MIN_RADIUS = 0.5
 MAX_RADIUS = 0.99
 MAX_PHASE = math.pi / 10
-NAMES: Final = ("nu", "theta", "input_w", "output_w", "skip_w", "output_b", "gate_w", "gate_b")
+NAMES: Final = ssm_kernel.Weights._fields
 Parameters = Mapping[str, Tensor]
 
 
@@ -141,30 +142,30 @@ class _Layer(torch.autograd.Function):
         state_ES: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        m = _matrices(dict(zip(NAMES, parameters, strict=True)))
+        w = [parameter.contiguous() for parameter in parameters]
         num_steps, num_sequences, num_inputs = inputs_TEI.shape
-        split, width = m["gate"].shape
+        split, width = state_ES.shape[1], len(parameters[-1])
         num_rows = num_steps * num_sequences
         joint = inputs_TEI.new_empty(num_rows, split + num_inputs)
         sigmoids = inputs_TEI.new_empty(2, num_rows, width)
-        scratch = inputs_TEI.new_empty(ssm_kernel.workspace(num_inputs, split // 2, width))
+        scratch = inputs_TEI.new_empty(ssm_kernel.scratch_elements(num_inputs, split // 2, width))
         keep, state = keep_TE.contiguous(), state_ES.contiguous()
-        ssm_kernel.forward(
-            inputs_TEI.reshape(num_rows, num_inputs).contiguous().numpy(),
-            keep.numpy(),
-            state.numpy(),
-            _arrays(m),
-            joint.numpy(),
-            sigmoids.numpy(),
-            scratch.numpy(),
-        )
-        sigmoids.sigmoid_()
-        output, gate = sigmoids
+        with alone_while_compiling(ssm_kernel.forward):
+            ssm_kernel.forward(
+                _weights(w),
+                inputs_TEI.reshape(num_rows, num_inputs).contiguous().numpy(),
+                keep.numpy(),
+                state.numpy(),
+                joint.numpy(),
+                sigmoids.numpy(),
+                scratch.numpy(),
+            )
+        output, gate = sigmoids.sigmoid_()
         features = torch.neg(gate).addcmul_(output, gate, value=2).view(num_steps, num_sequences, width)
         states = joint[:, :split].view(num_steps, num_sequences, split)
         ctx.mark_non_differentiable(states)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(keep, state, joint, sigmoids, scratch, *m.values(), *parameters[:3])
+        ctx.save_for_backward(keep, state, joint, sigmoids, scratch, *w)
         return features, states
 
     @staticmethod
@@ -174,58 +175,24 @@ class _Layer(torch.autograd.Function):
             raise RuntimeError("gradients of the state-space kernel are of first order only; take layer_loop instead")
         if upper is None:
             return (None,) * (3 + len(NAMES))
-        keep, state, joint, sigmoids, scratch, *saved = ctx.saved_tensors
-        m, (nu, theta, input_w) = dict(zip(ssm_kernel.Matrices._fields, saved, strict=False)), saved[-3:]
-        found = {name: torch.zeros_like(value) for name, value in m.items()}
-        num_rows = len(joint) if ctx.needs_input_grad[0] else 0
-        found["inputs"] = joint.new_empty(num_rows, len(input_w))
-        ssm_kernel.backward(
-            upper.reshape(len(joint), -1).contiguous().numpy(),
-            keep.numpy(),
-            state.numpy(),
-            _arrays(m),
-            joint.numpy(),
-            sigmoids.numpy(),
-            ssm_kernel.Gradients(**{name: value.numpy() for name, value in found.items()}),
-            scratch.numpy(),
-        )
-        inputs = found["inputs"].view(*keep.shape, -1) if num_rows else None
-        return inputs, None, None, *_through_parameters(nu, theta, input_w, m, found)
+        keep, state, joint, sigmoids, scratch, *w = ctx.saved_tensors
+        found = [torch.empty_like(value) for value in w]
+        wanted = bool(ctx.needs_input_grad[0])
+        d_inputs = joint.new_empty(len(joint) if wanted else 0, joint.shape[1] - state.shape[1])
+        with alone_while_compiling(ssm_kernel.backward):
+            ssm_kernel.backward(
+                _weights(w),
+                upper.reshape(len(joint), -1).contiguous().numpy(),
+                keep.numpy(),
+                state.numpy(),
+                joint.numpy(),
+                sigmoids.numpy(),
+                _weights(found),
+                d_inputs.numpy(),
+                scratch.numpy(),
+            )
+        return d_inputs.view(*keep.shape, -1) if wanted else None, None, None, *found
 
 
-def _matrices(w: Parameters) -> dict[str, Tensor]:
-    """Return `ssm_kernel.Matrices` as tensors."""
-    return {
-        "decay": decay(w),
-        "drive": drive_matrix(w),
-        "output": torch.cat([w["output_w"], w["skip_w"]]).mul_(2),
-        "output_b": 2 * w["output_b"],
-        "gate": w["gate_w"].contiguous(),
-        "gate_b": w["gate_b"].contiguous(),
-    }
-
-
-def _arrays(m: Mapping[str, Tensor]) -> ssm_kernel.Matrices:
-    return ssm_kernel.Matrices(**{name: value.numpy() for name, value in m.items()})
-
-
-def _through_parameters(
-    nu: Tensor, theta: Tensor, input_w: Tensor, m: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> tuple[Tensor, ...]:
-    """Return the gradients at the parameters, in the order of `NAMES`, from those at the kernel's matrices."""
-    rate, phase = torch.exp(nu), torch.exp(theta)
-    square = torch.exp(-2 * rate)
-    gamma = torch.sqrt(1 - square)
-    (real, imaginary), (d_real, d_imaginary) = m["decay"].chunk(2), found["decay"].chunk(2)
-    d_gamma = (found["drive"] * input_w).sum(0).view(2, -1).sum(0)
-    split = len(m["gate"])
-    return (
-        rate * (d_gamma * square / gamma - d_real * real - d_imaginary * imaginary),
-        phase * (d_imaginary * real - d_real * imaginary),
-        found["drive"] * torch.cat([gamma, gamma]),
-        2 * found["output"][:split],
-        2 * found["output"][split:],
-        2 * found["output_b"],
-        found["gate"],
-        found["gate_b"],
-    )
+def _weights(values: Sequence[Tensor]) -> ssm_kernel.Weights:
+    return ssm_kernel.Weights(*(value.detach().numpy() for value in values))

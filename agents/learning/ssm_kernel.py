@@ -11,6 +11,7 @@ the episodes do. The two sigmoids stay with torch, which has vector instructions
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -25,12 +26,25 @@ Floats = NDArray[Any]
 BLOCK_ROWS: Final = 256
 
 
+class Weights(NamedTuple):
+    """Parameters of the layer as `agents.learning.ssm.shapes` names and orders them, or their gradients; contiguous."""
+
+    nu: Floats
+    theta: Floats
+    input_w: Floats
+    output_w: Floats
+    skip_w: Floats
+    output_b: Floats
+    gate_w: Floats
+    gate_b: Floats
+
+
 class Matrices(NamedTuple):
-    """What the layer multiplies with; contiguous.
+    """What the layer multiplies with, or the gradients there.
 
     Attributes:
         decay: real, then imaginary parts of λ, (S,).
-        drive: (I, S).
+        drive: γ ⊙ B, (I, S).
         output: twice [output_w; skip_w], (J, D): tanh(y) is taken as 2 sigmoid(2y) − 1.
         output_b: twice the bias, (D,).
         gate: (S, D).
@@ -45,21 +59,77 @@ class Matrices(NamedTuple):
     gate_b: Floats
 
 
-class Gradients(NamedTuple):
-    """Where `backward` adds up: gradients at the arrays of `Matrices`, and at the inputs (R, I), or (0, I) for none."""
+class Workspace(NamedTuple):
+    """What `backward` computes with.
 
-    decay: Floats
-    drive: Floats
-    output: Floats
-    output_b: Floats
-    gate: Floats
-    gate_b: Floats
-    inputs: Floats
+    Attributes:
+        to_states: (2 D, S); ``to_inputs``: (S + D, I): matrices on the way back.
+        rows: gradients at states, then before the two sigmoids, of a block, (rows, S + 2 D).
+        part: gradients at the matrices from one block.
+    """
+
+    to_states: Floats
+    to_inputs: Floats
+    zeros: Floats
+    rows: Floats
+    part: Matrices
+    scratch: Floats
+
+
+@compiled
+def _matrices(w: Weights) -> Matrices:
+    """Return the matrices that belong to ``w``."""
+    kind = w.nu.dtype.type
+    states, (num_inputs, split), width = len(w.nu), w.input_w.shape, len(w.output_b)
+    decay, drive = np.empty(split, w.nu.dtype), np.empty((num_inputs, split), w.nu.dtype)
+    for n in range(states):
+        radius, phase = math.exp(-math.exp(w.nu[n])), math.exp(w.theta[n])
+        decay[n], decay[states + n] = radius * math.cos(phase), radius * math.sin(phase)
+        gamma = math.sqrt(kind(1) - radius * radius)
+        for i in range(num_inputs):
+            drive[i, n] = gamma * w.input_w[i, n]
+            drive[i, states + n] = gamma * w.input_w[i, states + n]
+    output, output_b = np.empty((split + num_inputs, width), w.nu.dtype), np.empty(width, w.nu.dtype)
+    for d in range(width):
+        output_b[d] = w.output_b[d] + w.output_b[d]
+    for s in range(split):
+        for d in range(width):
+            output[s, d] = w.output_w[s, d] + w.output_w[s, d]
+    for i in range(num_inputs):
+        for d in range(width):
+            output[split + i, d] = w.skip_w[i, d] + w.skip_w[i, d]
+    return Matrices(decay, drive, output, output_b, w.gate_w, w.gate_b)
+
+
+@compiled
+def _through_matrices(w: Weights, m: Matrices, found: Matrices, gradients: Weights) -> None:
+    """Write the gradients at the parameters, all but those of the gate, that belong to ``found`` at the matrices."""
+    states, (num_inputs, split), width = len(w.nu), w.input_w.shape, len(w.output_b)
+    for n in range(states):
+        rate = math.exp(w.nu[n])
+        square = math.exp(-(rate + rate))
+        gamma = math.sqrt(w.nu.dtype.type(1) - square)
+        d_gamma = w.nu.dtype.type(0)
+        for i in range(num_inputs):
+            d_gamma += found.drive[i, n] * w.input_w[i, n] + found.drive[i, states + n] * w.input_w[i, states + n]
+            gradients.input_w[i, n] = gamma * found.drive[i, n]
+            gradients.input_w[i, states + n] = gamma * found.drive[i, states + n]
+        real, imaginary, d_real, d_imaginary = m.decay[n], m.decay[states + n], found.decay[n], found.decay[states + n]
+        gradients.nu[n] = rate * (d_gamma * square / gamma - d_real * real - d_imaginary * imaginary)
+        gradients.theta[n] = math.exp(w.theta[n]) * (d_imaginary * real - d_real * imaginary)
+    for d in range(width):
+        gradients.output_b[d] = found.output_b[d] + found.output_b[d]
+    for s in range(split):
+        for d in range(width):
+            gradients.output_w[s, d] = found.output[s, d] + found.output[s, d]
+    for i in range(num_inputs):
+        for d in range(width):
+            gradients.skip_w[i, d] = found.output[split + i, d] + found.output[split + i, d]
 
 
 @compiled_and_kept
 def forward(
-    inputs: Floats, keep: NDArray[np.bool_], state: Floats, m: Matrices, joint: Floats, before: Floats, scratch: Floats
+    w: Weights, inputs: Floats, keep: NDArray[np.bool_], state: Floats, joint: Floats, before: Floats, scratch: Floats
 ) -> None:
     """Write states and inputs (R, J) to ``joint`` and what the sigmoids are taken of (2, R, D) to ``before``.
 
@@ -67,8 +137,9 @@ def forward(
         inputs: (R, I).
         keep: (T, E), false where an episode starts.
         state: carried in, (E, S).
-        scratch: (`workspace`,).
+        scratch: (`scratch_elements`,).
     """
+    m = _matrices(w)
     num_steps, num_sequences = keep.shape
     split = state.shape[1]
     zeros = np.zeros_like(m.decay)
@@ -108,64 +179,99 @@ def _advance(keep: NDArray[np.bool_], decay: Floats, rows: Floats, carry: Floats
 
 @compiled_and_kept
 def backward(
+    w: Weights,
     upper: Floats,
     keep: NDArray[np.bool_],
     state: Floats,
-    m: Matrices,
     joint: Floats,
     sigmoids: Floats,
-    gradients: Gradients,
+    gradients: Weights,
+    d_inputs: Floats,
     scratch: Floats,
 ) -> None:
-    """Add the gradients that belong to ``upper``, that of the features (R, D).
+    """Write the gradients that belong to ``upper``, that of the features (R, D).
 
     Args:
         keep: (T, E), false where an episode starts.
         state: carried in, (E, S).
         joint: from `forward`; ``sigmoids``: (2, R, D) of its ``before``.
-        scratch: (`workspace`,).
+        d_inputs: (R, I) for the gradient at the inputs, or (0, I) where nobody wants it.
+        scratch: (`scratch_elements`,).
     """
     num_steps, num_sequences = keep.shape
-    split, width = m.gate.shape
+    split, width = w.gate_w.shape
     size, many = max(1, BLOCK_ROWS // num_sequences), min(BLOCK_ROWS, num_sequences)
-    to_states = np.concatenate((m.output[:split].T, m.gate.T))
-    to_inputs = np.concatenate((m.drive.T, m.output[split:].T))
-    zeros = np.zeros(max(split, width, m.drive.shape[0]), upper.dtype)
-    work = np.empty((size * many, split + 2 * width), upper.dtype)
-    part_output, part_gate, part_drive = np.empty_like(m.output), np.empty_like(m.gate), np.empty_like(m.drive)
-    carry = np.zeros_like(state)
-    following = np.zeros(num_sequences, np.bool_)
+    m = _matrices(w)
+    found, space = _start(m, gradients, size * many, scratch)
+    carry, following = np.zeros_like(state), np.zeros(num_sequences, np.bool_)
     for start in range((num_steps - 1) // size * size, -1, -size):
         end = min(num_steps, start + size)
         for first in range(0, num_sequences, many):
             last = min(num_sequences, first + many)
             rows = slice(start * num_sequences + first, (end - 1) * num_sequences + last)
-            block, now = joint[rows], work[: rows.stop - rows.start]
-            inner = now[:, split:]
-            _through_gates(
-                upper[rows], sigmoids[0, rows], sigmoids[1, rows], inner, gradients.output_b, gradients.gate_b
-            )
-            multiply(inner, to_states, zeros[:split], now[:, :split], scratch)
+            now = space.rows[: rows.stop - rows.start]
+            _through_gates(upper[rows], sigmoids[0, rows], sigmoids[1, rows], now[:, split:], found)
+            multiply(now[:, split:], space.to_states, space.zeros[:split], now[:, :split], scratch)
             before = (start - 1) * num_sequences
             previous = state[first:last] if start == 0 else joint[before + first : before + last, :split]
             kept, after = keep[start:end, first:last], following[first:last]
-            _retreat(kept, after, m.decay, block, previous, now, carry[first:last], gradients.decay)
+            _retreat(kept, after, m.decay, joint[rows], previous, now, carry[first:last], found.decay)
             after[:] = kept[0]
-            multiply(block.T, inner[:, :width], zeros[:width], part_output, scratch)
-            multiply(block[:, :split].T, inner[:, width:], zeros[:width], part_gate, scratch)
-            multiply(block[:, split:].T, now[:, :split], zeros[:split], part_drive, scratch)
-            _add(part_output, gradients.output)
-            _add(part_gate, gradients.gate)
-            _add(part_drive, gradients.drive)
-            if len(gradients.inputs):
-                inputs = zeros[: m.drive.shape[0]]
-                multiply(now[:, : split + width], to_inputs, inputs, gradients.inputs[rows], scratch)
+            _add_products(joint[rows], now, space, found)
+            if len(d_inputs):
+                zeros = space.zeros[: d_inputs.shape[1]]
+                multiply(now[:, : split + width], space.to_inputs, zeros, d_inputs[rows], scratch)
+    _through_matrices(w, m, found, gradients)
 
 
 @compiled
-def _through_gates(
-    upper: Floats, output: Floats, gate: Floats, inner: Floats, output_b: Floats, gate_b: Floats
-) -> None:
+def _start(m: Matrices, gradients: Weights, rows: int, scratch: Floats) -> tuple[Matrices, Workspace]:
+    """Return zeros for the gradients at the matrices (the gate's are those at the parameters), and the workspace."""
+    split, width = m.gate.shape
+    gradients.gate_w[:] = 0
+    gradients.gate_b[:] = 0
+    found = Matrices(
+        np.zeros_like(m.decay),
+        np.zeros_like(m.drive),
+        np.zeros_like(m.output),
+        np.zeros_like(m.output_b),
+        gradients.gate_w,
+        gradients.gate_b,
+    )
+    part = Matrices(
+        found.decay,
+        np.empty_like(m.drive),
+        np.empty_like(m.output),
+        found.output_b,
+        np.empty_like(m.gate),
+        found.gate_b,
+    )
+    space = Workspace(
+        np.concatenate((m.output[:split].T, m.gate.T)),
+        np.concatenate((m.drive.T, m.output[split:].T)),
+        np.zeros(max(split, width, len(m.drive)), m.decay.dtype),
+        np.empty((rows, split + 2 * width), m.decay.dtype),
+        part,
+        scratch,
+    )
+    return found, space
+
+
+@compiled
+def _add_products(block: Floats, now: Floats, space: Workspace, found: Matrices) -> None:
+    """Add the gradients at the matrices from a block of states and inputs (rows, J) and the gradients there."""
+    split, width = found.gate.shape
+    part, zeros = space.part, space.zeros
+    multiply(block.T, now[:, split : split + width], zeros[:width], part.output, space.scratch)
+    multiply(block[:, :split].T, now[:, split + width :], zeros[:width], part.gate, space.scratch)
+    multiply(block[:, split:].T, now[:, :split], zeros[:split], part.drive, space.scratch)
+    _add(part.output, found.output)
+    _add(part.gate, found.gate)
+    _add(part.drive, found.drive)
+
+
+@compiled
+def _through_gates(upper: Floats, output: Floats, gate: Floats, inner: Floats, found: Matrices) -> None:
     """Write gradients before the sigmoids, (rows, 2 D), and add their sums: features are gate · (2 output − 1)."""
     width = upper.shape[1]
     one, two = upper.dtype.type(1), upper.dtype.type(2)
@@ -176,8 +282,8 @@ def _through_gates(
             row[d] = two * passed * o[d] * (one - o[d])
             row[width + d] = passed * (two * o[d] - one) * (one - s[d])
         for d in range(width):
-            output_b[d] += row[d]
-            gate_b[d] += row[width + d]
+            found.output_b[d] += row[d]
+            found.gate_b[d] += row[width + d]
 
 
 @compiled
@@ -226,7 +332,7 @@ def _add(part: Floats, total: Floats) -> None:
             total[i, j] += part[i, j]
 
 
-def workspace(inputs: int, states: int, features: int) -> int:
+def scratch_elements(inputs: int, states: int, features: int) -> int:
     """Return how many elements of scratch `forward` and `backward` need for these sizes."""
     rows = BLOCK_ROWS
     joint = 2 * states + inputs

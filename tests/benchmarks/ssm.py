@@ -1,8 +1,8 @@
 """The state-space layer beside recurrent and state-space layers of other packages, and acting with a whole team.
 
-A layer of 64 inputs and 64 outputs, forward and backward, batch 16, gradients at weights and inputs, float32. Each takes
-the state it is usually given: ours and S5 32 complex numbers, GRU and LSTM 64 real ones (an LSTM also as many cells),
-Mamba 128 channels of 16. A turn is several passes, as in training, where one follows the other.
+A layer of 64 inputs and 64 outputs, forward and backward, batch 16, gradients at weights and inputs, float32. Each
+takes the state it is usually given: ours and S5 32 complex numbers, GRU and LSTM 64 real ones (an LSTM also as many
+cells), Mamba 128 channels of 16. A turn is several passes, as in training, where one follows the other.
 """
 
 from __future__ import annotations

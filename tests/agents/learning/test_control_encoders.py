@@ -1,11 +1,26 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from agents.config import ENCODERS
-from agents.learning.encoder import KINDS, EncoderSizes, init_encoder, layer, layer_loop
+from agents.config import ENCODERS, MemberConfig, WorldConfig
+from agents.learning.encoder import (
+    KINDS,
+    Columns,
+    EncoderSizes,
+    encode_stream,
+    init_encoder,
+    layer,
+    layer_loop,
+)
+from agents.learning.normalizer import Scales
+from agents.learning.windows import sample_windows
+from agents.learning.world_model import prediction_error, prediction_gradients
+from agents.learning.world_state import WorldState, apply_parts, encoder_parameters, init_world
 
 CONTROLS = ["mlp", "lstm"]
 
@@ -91,3 +106,23 @@ def test_memory_ends_with_the_episode_and_the_mlp_has_none(kind: str, remembers:
     before, after = (layer(w, u, keep, state)[0] for u in (inputs, changed))
     assert torch.equal(before[5:, 1], after[5:, 1])
     assert torch.equal(before[4], after[4]) != remembers
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_the_world_model_learns_with_every_encoder_and_moves_all_of_it(
+    columns: Columns, scales: Scales, small_world: WorldConfig, small_member: MemberConfig, kind: str
+) -> None:
+    config = replace(small_world, learning_rate=3e-3, encoder_rate=1.0)
+    fresh = init_world(config, replace(small_member, encoder=kind), 5, 2, seed=0)
+    world, rng = fresh, np.random.default_rng(0)
+
+    def states(now: WorldState) -> Tensor:
+        return encode_stream(now.sizes.encoder, encoder_parameters(now), columns, scales).states
+
+    for _ in range(60):
+        windows = sample_windows(columns, states(world), rng, 16, config.window)
+        world = apply_parts(world, prediction_gradients(world, windows, scales, 1), config)
+    windows = sample_windows(columns, states(world), np.random.default_rng(9), 64, config.window)
+    assert prediction_error(world, windows, scales)["ratio"] < 0.8 * prediction_error(fresh, windows, scales)["ratio"]
+    for name, value in encoder_parameters(world).items():
+        assert not torch.equal(value, encoder_parameters(fresh)[name]), name
