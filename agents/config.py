@@ -53,8 +53,8 @@ class SacConfig:
     """Soft actor-critic; names as in Haarnoja et al. 2018, arXiv:1812.05905.
 
     Attributes:
-        reward_scale: factor on rewards inside the critics, and the initial temperature. Behind a LayerNorm only the last
-            layer can grow, by about one learning rate an update: values of hundreds are out of its reach for too long.
+        reward_scale: factor on rewards inside the critics, and the initial temperature. Behind a LayerNorm only the
+            last layer can grow, by about one learning rate an update: values of hundreds are out of reach for too long.
         own_share: share of each batch from rows in which the member acted itself.
         pooled_targets: 2: the minimum over a random two of all eligible target critics; 1: own targets only.
         discounts: one per member in their fixed order, over again where they are fewer; empty: ``discount`` for all.

@@ -111,7 +111,8 @@ class RolloutResult:
         columns: arrays with leading shape (T, E): ``observation`` (T, E, O) float32, ``action`` (T, E, A) float32 as
             the policy gave it (the bridge scales [-1, 1] to the environment's limits), ``reward`` (T, E) float32,
             ``next_observation`` (T, E, O) float32, ``terminated``, ``truncated``, ``reset`` (true where the policy's
-            state was reset: where this row starts an episode, see ``carry_state``), ``valid`` (T, E) bool; and ``qpos`` where asked for.
+            state was reset: where this row starts an episode, see ``carry_state``), ``valid`` (T, E) bool; and
+            ``qpos`` where asked for.
         snapshot: state of all environments after the last step: continuing from it equals not having stopped.
         policy_state: (E, S) after the last step.
         episodes: the episodes that ended, ordered by step and environment.

@@ -254,8 +254,8 @@ class Gradient(Message):
         owner: member on whose experience they were computed; of an aggregate, the group of members that share it.
         kind: ``member`` (one agent's own) or ``aggregate`` (the guarded combination of all).
         num_samples: samples behind each gradient, for weighting.
-        arrays: ``prediction`` (G, P) and optionally ``meta`` (M, P) float32, of the encoder and the member's own head; of
-            an aggregate, each of them split into the shared part and the heads', and ``refused`` arrays by sender.
+        arrays: ``prediction`` (G, P) and optionally ``meta`` (M, P) float32, of the encoder and the member's own head;
+            of an aggregate, each of them split into the shared part and the heads', and ``refused`` arrays by sender.
     """
 
     owner: str
