@@ -15,7 +15,7 @@ MEMBERS: Final = ("coordinator", "environment", "state", "meta", "adaptation")
 
 MODES: Final = ("collaborative", "independent")
 ENCODERS: Final = ("ssm", "mlp", "lstm")
-ADAPTED: Final = ("context", "head", "both", "all")
+ADAPTED: Final = ("context", "head", "both", "all", "ridge")
 AGGREGATIONS: Final = ("mean", "clipped_mean", "trimmed_mean", "geometric_median")
 APPLIED: Final = ("averaged", "in_turn")
 LEVELS: Final = ("context", "inner", "probe", "climb")
@@ -96,8 +96,9 @@ class WorldConfig:
         gradients_per_round: minibatch gradients that each agent publishes in a round.
         windows_per_batch: windows of ``window`` steps behind each gradient.
         context_size: adaptable context of the dynamics heads (CAVIA/GrBAL).
-        adapted: what the inner loop moves: ``context`` (CAVIA), ``head`` (the last layer, ANIL), ``both``, or ``all``
-            (context and every layer of the dynamics head, MAML).
+        adapted: what the inner loop moves: ``context`` (CAVIA), ``head`` (the last layer, ANIL), ``both``, ``all``
+            (context and every layer of the dynamics head, MAML), or ``ridge`` (the last layer by ridge regression with
+            the precision 1 / ``inner_learning_rate``, without steps).
         inner_steps: gradient steps of the inner loop on the support set.
         learned_rates: whether the outer loop learns the inner learning rates, one for the context, one for the layers,
             starting from ``inner_learning_rate``.
@@ -128,7 +129,7 @@ class WorldConfig:
     aggregation: str = "mean"
     applied: str = "averaged"
     imagine_horizon: int = 8
-    imagine_cut: float = 2.0
+    imagine_cut: float = 1.5
 
     def __post_init__(self) -> None:
         """Raise ``ConfigError`` for a choice that does not exist or does not go with another."""

@@ -3,8 +3,9 @@
 Letters in this file: M meta-gradients, K tasks of one meta-gradient, T time steps, P parameters of the encoder and
 one head.
 
-What the inner loop moves is a choice: the context (CAVIA), the last layer (ANIL), both, or context and all layers. The
-encoder is not adapted but receives the outer gradient. All tasks advance together (`agents.learning.inner_loop`).
+What the inner loop moves is a choice: the context (CAVIA), the last layer (ANIL), both, context and all layers, or the
+last layer by ridge regression (`agents.learning.closed_form`). The encoder is not adapted but receives the outer
+gradient. All tasks advance together (`agents.learning.inner_loop`).
 
 Source: Finn et al. 2017, arXiv:1703.03400 (MAML); Nagabandi et al. 2019, arXiv:1803.11347 (GrBAL: support and query are
 consecutive stretches of one trajectory); Zintgraf et al. 2019, arXiv:1810.03642 (CAVIA: a context as the adapted part);
@@ -14,17 +15,19 @@ rates; here one for the context and one for the layers, not one for each weight)
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from agents.config import WorldConfig
+from agents.learning.closed_form import ridge_correction
 from agents.learning.encoder import Parameters
 from agents.learning.inner_loop import InnerLoop, Networks, adapt, predict, squared_error
 from agents.learning.normalizer import Float32Array, Scales
 from agents.learning.windows import Windows
-from agents.learning.world_model import Prepared, prepare
+from agents.learning.world_model import Prepared, head_hidden, prepare
 from agents.learning.world_state import WorldSizes, WorldState, encoder_parameters
 
 
@@ -63,13 +66,31 @@ def adapted_outputs(
     """Return predictions (K, T, O + 1) on the query windows after adaptation to their support windows.
 
     Args:
-        steps: inner steps; ``None``: as many as the configuration says.
+        steps: inner steps, 0 for predictions without adaptation; ``None``: as the configuration says.
     """
     seen, asked = support.known.transpose(0, 1), query.known.transpose(0, 1)
+    target = support.target.transpose(0, 1)
+    if config.adapted == "ridge" and steps != 0:
+        return _ridge_outputs(head, seen, target, asked, config)
     loop = inner_loop_of(config, head)
     loop = loop if steps is None else replace(loop, steps=steps)
     networks = networks_of(head, seen.shape[-1], len(seen))
-    return predict(adapt(networks, seen, support.target.transpose(0, 1), support.mask, loop), asked)
+    return predict(adapt(networks, seen, target, support.mask, loop), asked)
+
+
+def _ridge_outputs(head: Parameters, seen: Tensor, target: Tensor, asked: Tensor, config: WorldConfig) -> Tensor:
+    """Return predictions with a last layer fitted to the support windows.
+
+    The inverse of the inner learning rate holds it where it starts: gradient descent with that rate and no end.
+    """
+    features, asked_features = (head_hidden(head, known, head["c0"]) for known in (seen, asked))
+    residual = target - (features @ head["w2"] + head["b2"])
+    precision: Tensor | float = 1 / config.inner_learning_rate
+    if config.learned_rates:
+        precision = precision * torch.exp(-head["rates"][1])
+    with torch.no_grad() if config.meta_order == 1 else nullcontext():
+        correction = ridge_correction(features, residual, asked_features, precision)
+    return asked_features @ head["w2"] + head["b2"] + correction
 
 
 def outer_loss(head: Parameters, support: Prepared, query: Prepared, config: WorldConfig) -> Tensor:

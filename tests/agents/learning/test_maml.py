@@ -41,14 +41,16 @@ def test_second_order_gradient_equals_an_explicit_loop_over_tasks(
     torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("adapted", ["both", "ridge"])
 def test_meta_gradient_equals_finite_differences(
-    columns: Columns, scales: Scales, small_world: WorldConfig, small_member: MemberConfig
+    columns: Columns, scales: Scales, small_world: WorldConfig, small_member: MemberConfig, adapted: str
 ) -> None:
-    world = init_world(small_world, small_member, 5, 2, seed=0)
+    config = replace(small_world, adapted=adapted, learned_rates=True)
+    world = init_world(config, small_member, 5, 2, seed=0)
     support, query = sample_task_windows(columns, None, np.random.default_rng(0), 3, 6)
     theta = world.theta.double().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda t: meta_loss(world.sizes, t, support, query, scales, small_world), (theta,), fast_mode=True
+        lambda t: meta_loss(world.sizes, t, support, query, scales, config), (theta,), fast_mode=True
     )
 
 
@@ -82,7 +84,7 @@ def test_a_members_meta_gradient_is_of_its_own_head(
     assert np.abs(one - two).max() > 1e-4
 
 
-@pytest.mark.parametrize("adapted", ["context", "head", "both", "all"])
+@pytest.mark.parametrize("adapted", ["context", "head", "both", "all", "ridge"])
 def test_each_choice_of_what_is_adapted_lowers_the_support_loss(
     columns: Columns, scales: Scales, small_world: WorldConfig, small_member: MemberConfig, adapted: str
 ) -> None:
@@ -107,5 +109,5 @@ def test_learned_rates_receive_a_gradient_and_fixed_ones_none(
 
 
 def test_an_unknown_choice_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'everything'; expected one of context, head, both, all"):
+    with pytest.raises(ConfigError, match="'everything'; expected one of context, head, both, all, ridge"):
         WorldConfig(adapted="everything")
