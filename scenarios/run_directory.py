@@ -23,7 +23,17 @@ from swarm.messages import Json
 
 DEFAULT_ROOT: Final = Path("runs")
 CHECKPOINT_NAME: Final = re.compile(r"round-(\d{6,})")
-RECORDED_PACKAGES: Final = ("ssm-swarm", "torch", "gymnasium", "mujoco", "numpy", "pyzmq", "msgpack", "safetensors")
+RECORDED_PACKAGES: Final = (
+    "ssm-swarm",
+    "torch",
+    "gymnasium",
+    "mujoco",
+    "numpy",
+    "numba",
+    "pyzmq",
+    "msgpack",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +181,7 @@ def describe_machine(scenario: Scenario) -> dict[str, Json]:
         "processes": scenario.processes,
         "workers": scenario.workers,
         "commit": _commit(),
-        "compiled": False,
+        "compiled": "numba",
         "command": sys.argv,
     }
 

@@ -80,6 +80,6 @@ def test_run_directory_records_machine_and_scenario(run: RunDirectory) -> None:
     assert run.scenario() == load_preset("smoke")
     machine = json.loads(run.environment_file.read_text(encoding="utf-8"))
     assert machine["seed"] == 0
-    assert machine["compiled"] is False
+    assert machine["compiled"] == "numba"
     assert machine["versions"]["torch"]
     assert machine["cores"] >= 1
