@@ -173,6 +173,11 @@ class Pinned:
             self._views[group, stream] = View(columns=columns, stream=encoded)
         return self._views[group, stream]
 
+    def usable(self, group: str) -> NDArray[np.bool_]:
+        """Mask (T, E) of the valid nominal rows in which one of the group's members acted: its own experience."""
+        usable: NDArray[np.bool_] = self._acted(groups_of(self.team)[group]) & self._nominal["valid"].astype(bool)
+        return usable
+
     def scales(self, group: str) -> Scales:
         """Normalisation by the nominal rows in which the group's members acted."""
         if group not in self._scales:
@@ -206,7 +211,7 @@ class Pinned:
     def replay(self, member: str) -> tuple[Replay, NDArray[np.int64]]:
         """Valid rows that ``member`` learns from, and the indices of those in which it acted itself."""
         group = group_of(self.team, member)
-        allowed = (self._acted(groups_of(self.team)[group]) & self._nominal["valid"].astype(bool)).reshape(-1)
+        allowed = self.usable(group).reshape(-1)
         if group not in self._replays:
             view = self.view(group)
             packed = build_replay(

@@ -22,7 +22,7 @@ from agents.learning.uncertainty import (
     fit_calibration,
     reliability,
 )
-from agents.learning.windows import Windows, cut_windows, sample_windows, split_windows
+from agents.learning.windows import Windows, cut_windows, sample_windows, split_windows, window_starts
 from agents.learning.world_model import head_predictions, prediction_error, prepare
 from agents.learning.world_state import WorldState, encoder_parameters
 from agents.pinned import Pinned, View
@@ -45,7 +45,7 @@ def world_quality(pinned: Pinned, group: str, round_index: int) -> dict[str, Jso
     config, scales, world = pinned.team.world, pinned.scales(group), pinned.world(group)
     rng = generator(pinned.team.seed, round_index, "quality", group)
     quality: dict[str, Json] = {}
-    windows = nominal_windows(pinned, group, rng)
+    windows = nominal_windows(pinned, group, rng, QUALITY_WINDOWS)
     if windows is not None:
         found = prediction_error(world, windows, scales)
         quality |= {"error": found["mse"], "persistence": found["persistence_mse"], "ratio": found["ratio"]}
@@ -138,18 +138,21 @@ def dream_quality(dreamt: Imagined, real: Windows, factor_O: torch.Tensor) -> Ma
 
 
 def nominal_windows(
-    pinned: Pinned, group: str, rng: np.random.Generator, *, with_states: bool = True
+    pinned: Pinned, group: str, rng: np.random.Generator, number: int, *, with_states: bool = True
 ) -> Windows | None:
-    """Draw windows of nominal rows; ``None`` where there are too few rows.
+    """Draw windows of the group's own nominal rows; ``None`` where there are too few rows in a row.
 
     Args:
         with_states: whether they start from what the pinned encoder remembers, or without memory, for other encoders.
     """
-    if pinned.rows[NOMINAL] < pinned.team.world.window:
+    length = pinned.team.world.window
+    if number == 0 or pinned.rows[NOMINAL] < length:
+        return None
+    allowed = pinned.usable(group)
+    if len(window_starts(allowed, length)) == 0:
         return None
     view = pinned.view(group)
-    states = view.stream.states if with_states else None
-    return sample_windows(view.columns, states, rng, QUALITY_WINDOWS, pinned.team.world.window)
+    return sample_windows(view.columns, view.stream.states if with_states else None, rng, number, length, allowed)
 
 
 def task_windows(pinned: Pinned, view: View, rng: np.random.Generator, num_tasks: int) -> tuple[Windows, Windows]:

@@ -17,13 +17,12 @@ from safetensors.numpy import save
 from agents.config import WorldConfig
 from agents.learning.aggregation import KINDS, Aggregate, aggregate
 from agents.learning.maml import meta_gradients
-from agents.learning.windows import sample_windows
 from agents.learning.world_model import prediction_error, prediction_gradients
 from agents.learning.world_state import WorldState, apply_gradients, encoder_parameters, world_to_arrays
 from agents.pinned import Pinned
-from agents.plan import NOMINAL, SHIFTED, group_of, groups_of
+from agents.plan import SHIFTED, group_of, groups_of
 from agents.randomness import generator
-from agents.world_quality import nominal_windows, num_stretches, task_windows, world_quality
+from agents.world_quality import QUALITY_WINDOWS, nominal_windows, num_stretches, task_windows, world_quality
 from swarm.messages import Arrays, Gradient, Json
 
 MAX_SKIPS: Final = 10
@@ -47,11 +46,8 @@ def member_gradients(pinned: Pinned, member: str, round_index: int) -> MemberGra
     rng = generator(team.seed, round_index, "gradient", member)
     arrays: dict[str, NDArray[np.generic]] = {}
     number = config.gradients_per_round
-    if pinned.rows[NOMINAL] >= config.window and number:
-        view = pinned.view(group)
-        windows = sample_windows(
-            view.columns, view.stream.states, rng, number * config.windows_per_batch, config.window
-        )
+    windows = nominal_windows(pinned, group, rng, number * config.windows_per_batch)
+    if windows is not None:
         arrays["prediction"] = prediction_gradients(world, windows, scales, number, head)
     number = config.meta_gradients_per_round
     if num_stretches(pinned) and number:
@@ -119,7 +115,7 @@ def rounds_to_last_good(pinned: Pinned, group: str) -> int:
     for rounds_ago in range(KEPT_WORLDS):
         world = pinned.earlier_world(group, rounds_ago)
         if world is not None and bool(torch.isfinite(world.theta).all()):
-            windows = nominal_windows(pinned, group, np.random.default_rng(0), with_states=False)
+            windows = nominal_windows(pinned, group, np.random.default_rng(0), QUALITY_WINDOWS, with_states=False)
             if windows is None or np.isfinite(prediction_error(world, windows, pinned.scales(group))["mse"]):
                 return rounds_ago
     return 0

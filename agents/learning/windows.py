@@ -89,20 +89,38 @@ def cut_windows(columns: Columns, states: Tensor | None, starts: NDArray[np.int6
     )
 
 
+def window_starts(allowed_TE: NDArray[np.bool_], length: int) -> NDArray[np.int64]:
+    """Return (W, 2) pairs of (step, environment) of all windows of ``length`` rows that are all allowed."""
+    if length > len(allowed_TE):
+        return np.zeros((0, 2), np.int64)
+    counts = np.concatenate([np.zeros((1, allowed_TE.shape[1]), np.int64), np.cumsum(allowed_TE, axis=0)])
+    return np.argwhere(counts[length:] - counts[:-length] == length)
+
+
 def sample_windows(
-    columns: Columns, states: Tensor | None, rng: np.random.Generator, num_windows: int, length: int
+    columns: Columns,
+    states: Tensor | None,
+    rng: np.random.Generator,
+    num_windows: int,
+    length: int,
+    allowed_TE: NDArray[np.bool_] | None = None,
 ) -> Windows:
     """Draw windows uniformly over steps and environments.
 
+    Args:
+        allowed_TE: rows that may be part of a window; ``None``: all.
+
     Raises:
-        ConfigError: fewer rows than one window.
+        ConfigError: not enough rows for one window.
     """
-    latest = columns.num_steps - length
-    if latest < 0:
-        raise ConfigError(f"got {columns.num_steps} steps of experience, a window needs {length}: collect more first")
-    step = rng.integers(0, latest + 1, size=num_windows)
-    environment = rng.integers(0, columns.observation.shape[1], size=num_windows)
-    return cut_windows(columns, states, np.stack([step, environment], axis=1), length)
+    everything = np.ones(columns.reset.shape, np.bool_)
+    starts = window_starts(everything if allowed_TE is None else allowed_TE, length)
+    if len(starts) == 0:
+        raise ConfigError(
+            f"got {columns.num_steps} steps of experience, none of {length} in a row may be used as a window: collect "
+            "more first"
+        )
+    return cut_windows(columns, states, starts[rng.integers(0, len(starts), size=num_windows)], length)
 
 
 def sample_task_windows(

@@ -14,7 +14,7 @@ from agents.learning.encoder import (
     normalize_reward,
 )
 from agents.learning.normalizer import Scales
-from agents.learning.windows import cut_windows, sample_task_windows, sample_windows, split_windows
+from agents.learning.windows import cut_windows, sample_task_windows, sample_windows, split_windows, window_starts
 from swarm.errors import ConfigError
 
 
@@ -63,5 +63,17 @@ def test_a_query_window_follows_its_support_window(columns: Columns) -> None:
 
 
 def test_windows_longer_than_the_experience_are_refused(columns: Columns) -> None:
-    with pytest.raises(ConfigError, match="got 200 steps of experience, a window needs 201"):
+    with pytest.raises(ConfigError, match="got 200 steps of experience, none of 201 in a row"):
         sample_windows(columns, None, np.random.default_rng(0), 2, 201)
+
+
+def test_windows_hold_only_rows_that_may_be_used(columns: Columns) -> None:
+    allowed = np.zeros(columns.reset.shape, np.bool_)
+    allowed[10:16, 2] = True
+    allowed[20:24, 0] = True
+    assert window_starts(allowed, 5).tolist() == [[10, 2], [11, 2]]
+    windows = sample_windows(columns, None, np.random.default_rng(0), 20, 5, allowed)
+    first = {tuple(row) for row in windows.observation[0].tolist()}
+    assert first == {tuple(columns.observation[step, 2].tolist()) for step in (10, 11)}
+    with pytest.raises(ConfigError, match="collect more first"):
+        sample_windows(columns, None, np.random.default_rng(0), 20, 7, allowed)
