@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -55,14 +55,9 @@ def _in_fresh_process(name: str, threads: int) -> Mapping[str, Any]:
 
 
 def _load(name: str) -> ModuleType:
-    """Import a benchmark from its file; its neighbours are importable by their names."""
+    """Import a benchmark by its file's name; so are its neighbours, and what numba keeps of it is found again."""
     sys.path.insert(0, str(FOLDER))
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    if spec is None or spec.loader is None:
-        raise SwarmError(f"benchmark {name!r} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)
 
 
 if __name__ == "__main__":
