@@ -18,5 +18,5 @@ def test_programs_that_measure_are_listed_and_what_they_share_is_not(tmp_path: P
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones_named() -> None:
-    with pytest.raises(ConfigError, match="unknown benchmark 'nonsense'; known: .*update"):
+    with pytest.raises(ConfigError, match=r"unknown benchmark 'nonsense'; known: .*update"):
         bench.run("nonsense", [1])
