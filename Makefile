@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 
 .PHONY: run test test-slow test-long check format setup clean
 
-run: setup              ## train the five-agent swarm on HalfCheetah (about five minutes on two cores)
+run: setup              ## train the five-agent swarm on HalfCheetah (two to three minutes on two cores)
 	$(BIN)/swarm run halfcheetah
 
 test: setup             ## the tests that CI runs
