@@ -51,9 +51,9 @@ TARGETS: Mapping[str, Target] = {
         settings=(*ONE_AGENT, "budget_steps=50000", "rounds.updates_per_step=5"),
         mean_return=5_000.0,
     ),
-    "ant-1": Target(
+    "ant-2": Target(
         preset="ant",
-        settings=(*ONE_AGENT, "budget_steps=100000", "rounds.updates_per_step=1"),
+        settings=(*ONE_AGENT, "budget_steps=100000", "rounds.updates_per_step=2", "member.feature_scale=0.02"),
         mean_return=2_000.0,
         distance_m=20.0,
     ),
