@@ -48,7 +48,7 @@ TARGETS: Mapping[str, Target] = {
     ),
     "halfcheetah-5": Target(
         preset="halfcheetah",
-        settings=(*ONE_AGENT, "budget_steps=50000", "rounds.updates_per_step=5"),
+        settings=(*ONE_AGENT, "budget_steps=50000", "rounds.updates_per_step=5", "member.feature_scale=0.02"),
         mean_return=5_000.0,
     ),
     "ant-2": Target(
