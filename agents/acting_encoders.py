@@ -1,6 +1,7 @@
 """One step of each encoder in NumPy, for members side by side. Imports no torch.
 
-Letters in this file: M members, E environments, I inputs, S numbers of an encoder's state, D features, H hidden units.
+Letters in this file: M members (or blocks of one member), E environments, I inputs, S numbers of an encoder's state,
+D features, H hidden units.
 
 The same layers as in `agents.learning.ssm`, `mlp_encoder` and `lstm_encoder`. Matrices are prepared once: those that
 act on the same numbers are joined, and a sigmoid is taken as (1 + tanh(x / 2)) / 2, so that a step is few operations.
@@ -31,8 +32,8 @@ class ActingEncoder(Protocol):
 
         Args:
             inputs: (M, E, I).
-            keep: (E, 1), false where an episode starts.
-            state: (E, S), the same for all members.
+            keep: (E, 1) or, of each block, (M, E, 1); false where an episode starts.
+            state: (E, S), the same for all members, or (M, E, S).
         """
         ...
 
@@ -82,7 +83,7 @@ class StateSpaceStep:
         """See `ActingEncoder`."""
         size = self.state_size
         kept = np.where(keep, state, np.float32(0))
-        swapped = np.concatenate([kept[:, size // 2 :], kept[:, : size // 2]], axis=1)
+        swapped = np.concatenate([kept[..., size // 2 :], kept[..., : size // 2]], axis=-1)
         joint = np.empty((*inputs.shape[:2], size + inputs.shape[2]), np.float32)
         joint[..., size:] = inputs
         states = joint[..., :size]
@@ -128,13 +129,13 @@ class LstmStep:
         kept = np.where(keep, state, np.float32(0))
         joint = np.empty((*inputs.shape[:2], inputs.shape[2] + hidden), np.float32)
         joint[..., : inputs.shape[2]] = inputs
-        joint[..., inputs.shape[2] :] = kept[:, :hidden]
+        joint[..., inputs.shape[2] :] = kept[..., :hidden]
         gates = joint @ self._w
         gates += self._b
         fresh = np.tanh(gates[..., 2 * hidden : 3 * hidden])
         squashed = half + half * np.tanh(half * gates)
         states = np.empty((*inputs.shape[:2], 2 * hidden), np.float32)
-        cell = squashed[..., hidden : 2 * hidden] * kept[:, hidden:] + squashed[..., :hidden] * fresh
+        cell = squashed[..., hidden : 2 * hidden] * kept[..., hidden:] + squashed[..., :hidden] * fresh
         states[..., hidden:] = cell
         states[..., :hidden] = squashed[..., 3 * hidden :] * np.tanh(cell)
         return np.tanh(states[..., :hidden] @ self._output_w + self._output_b), states

@@ -1,18 +1,20 @@
 """Acting as a `swarm.policy.Policy`: encoder and actor of one or more members in NumPy. Imports no torch.
 
-Letters in this file: M members, E environments (always `BLOCK_SIZE`), O observation, A action, S policy state.
+Letters in this file: M members, B blocks, E environments of a block (always `BLOCK_SIZE`), O observation, A action, S
+policy state.
 
 State of an environment: that of the encoder, then the previous action. Every distinct member acts on the whole block
 and the rows of its seats are taken, so that the shape of each matrix product, and with it the last bit of its result,
 does not depend on who sits where. Members of the same sizes act side by side, as one stack of matrices; where they
-share an encoder, it makes its step once.
+share an encoder, it makes its step once. Several blocks of a single member act as a stack too: the same small products,
+in one call.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +76,9 @@ def _by_member(weights: Arrays) -> dict[str, dict[str, Float32Array]]:
 
 
 class SeatedPolicy:
-    """Members on the seats of one block; see `swarm.policy.Policy`."""
+    """Members on the seats of each block; see `swarm.policy.Policy`."""
+
+    takes_blocks = True
 
     def __init__(self, actors: Mapping[str, Policy], seats: Sequence[str], *, random: bool) -> None:
         sizes = {actor.state_size for actor in actors.values()}
@@ -86,9 +90,27 @@ class SeatedPolicy:
         for name, actor in actors.items():
             alike.setdefault(actor.members.shapes if isinstance(actor, MemberPolicy) else name, []).append(name)
         self._groups = [(_side_by_side([actors[n] for n in names]), *_places(names, seats)) for names in alike.values()]
+        self._block = len(seats)
+        first = self._groups[0][0]
+        self._alone = first if len(actors) == 1 and isinstance(first, Members) else None
 
     def act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
-        """Return actions (E, A) in [−1, 1] and the next state (E, S)."""
+        """Return actions in [−1, 1] and the next state, of one block (E, …) or of several, (B · E, …)."""
+        num_blocks = len(given.reset) // self._block
+        if num_blocks == 1:
+            return self._act_block(given)
+        alone = self._alone
+        if alone is None:
+            answers = [self._act_block(_block(given, slice(i, i + self._block))) for i in self._starts(given)]
+            return np.concatenate([a for a, _ in answers]), np.concatenate([s for _, s in answers])
+        actions, states = alone.act(_stacked(given, num_blocks))
+        action, state = actions.reshape(given.noise.shape), states.reshape(given.state.shape)
+        return self._finished(given, action, state)
+
+    def _starts(self, given: PolicyInput) -> range:
+        return range(0, len(given.reset), self._block)
+
+    def _act_block(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
         action = np.empty_like(given.noise)
         state = np.empty_like(given.state)
         for actor, rows, places in self._groups:
@@ -99,10 +121,34 @@ class SeatedPolicy:
             else:
                 its_action, its_state = actor.act(given)
                 action[rows], state[rows] = its_action[rows], its_state[rows]
+        return self._finished(given, action, state)
+
+    def _finished(
+        self, given: PolicyInput, action: Float32Array, state: Float32Array
+    ) -> tuple[Float32Array, Float32Array]:
         if self._random:
             action = _uniform(given.noise)
         state[:, -action.shape[1] :] = action
         return action, state
+
+
+def _block(given: PolicyInput, rows: slice) -> PolicyInput:
+    return _mapped(given, lambda array: array[rows])
+
+
+def _stacked(given: PolicyInput, num_blocks: int) -> PolicyInput:
+    return _mapped(given, lambda array: array.reshape(num_blocks, -1, *array.shape[1:]))
+
+
+def _mapped(given: PolicyInput, change: Callable[[NDArray[Any]], NDArray[Any]]) -> PolicyInput:
+    return PolicyInput(
+        reset=change(given.reset),
+        observation=change(given.observation),
+        reward=change(given.reward),
+        state=change(given.state),
+        noise=change(given.noise),
+        started=None if given.started is None else change(given.started),
+    )
 
 
 def _side_by_side(actors: Sequence[Policy]) -> Policy | Members:
@@ -221,16 +267,16 @@ class Members:
     def encode(self, given: PolicyInput) -> tuple[Float32Array, Float32Array, Float32Array]:
         """Return visible parts (·, E, V), features (·, E, D) and encoder states (·, E, S − A), · = 1 or M."""
         split = self._encoder.state_size
-        keep = ~given.reset[:, None]
+        keep = ~given.reset[..., None]
         visible = _clip((given.observation - self._mean) * self._factor)
         if self._projection is not None:
             visible = visible @ self._projection[0] + self._projection[1]
         num_visible = visible.shape[2]
         inputs = np.empty((*visible.shape[:2], num_visible + self._actions + 1), np.float32)
         inputs[..., :num_visible] = visible
-        inputs[..., num_visible:-1] = np.where(keep, given.state[:, split:], np.float32(0))
-        inputs[..., -1:] = np.where(keep, _clip(given.reward[:, None] * self._reward_factor), np.float32(0))
-        return visible, *self._encoder.step(inputs, keep, given.state[:, :split])
+        inputs[..., num_visible:-1] = np.where(keep, given.state[..., split:], np.float32(0))
+        inputs[..., -1:] = np.where(keep, _clip(given.reward[..., None] * self._reward_factor), np.float32(0))
+        return visible, *self._encoder.step(inputs, keep, given.state[..., :split])
 
 
 def _clip(values: Float32Array) -> Float32Array:

@@ -6,30 +6,42 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from env_bridge.async_env import AsyncBridgeVectorEnv
     from env_bridge.client import BridgeClient, RemoteVectorEnv, connect
-    from env_bridge.gym_vector import BridgeVectorEnv
-    from env_bridge.render import check_rendering, render_video
-    from env_bridge.tasks import SUITES, parse_shift, suite
+    from env_bridge.gym_vector import BridgeVectorEnv, branch
+    from env_bridge.render import Clip, VideoOptions, check_rendering, contact_sheet, render_video
+    from env_bridge.suites import SUITES, suite
+    from env_bridge.tasks import parse_shift
 
 _HOME: Final = {
+    "AsyncBridgeVectorEnv": "async_env",
     "BridgeClient": "client",
     "BridgeVectorEnv": "gym_vector",
     "RemoteVectorEnv": "client",
-    "SUITES": "tasks",
+    "SUITES": "suites",
+    "branch": "gym_vector",
+    "Clip": "render",
+    "VideoOptions": "render",
     "check_rendering": "render",
+    "contact_sheet": "render",
     "connect": "client",
     "parse_shift": "tasks",
     "render_video": "render",
-    "suite": "tasks",
+    "suite": "suites",
 }
 
 __all__ = [
     "SUITES",
+    "AsyncBridgeVectorEnv",
     "BridgeClient",
     "BridgeVectorEnv",
+    "Clip",
     "RemoteVectorEnv",
+    "VideoOptions",
+    "branch",
     "check_rendering",
     "connect",
+    "contact_sheet",
     "parse_shift",
     "render_video",
     "suite",

@@ -12,12 +12,13 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from env_bridge.infos import infos_from_arrays
 from env_bridge.tasks import task_to_json
 from env_bridge.wire import (
     MAX_FRAME_BYTES,
@@ -25,12 +26,13 @@ from env_bridge.wire import (
     decode,
     encode,
     letter_to_result,
+    raise_error,
     read,
     read_floats,
     request_to_letter,
 )
 from swarm.environment import EnvironmentSpec, RolloutRequest, RolloutResult, TaskParameters
-from swarm.errors import ActionError, CodecError, ConfigError, PeerLost, SwarmError
+from swarm.errors import CodecError, ConfigError, PeerLost
 from swarm.messages import Arrays, Json
 
 DEFAULT_PATIENCE_S: Final = 60.0
@@ -130,8 +132,14 @@ class BridgeClient:
         *,
         tasks: Sequence[TaskParameters] = (),
         max_episode_steps: int | None = None,
+        autoreset_mode: str = "NEXT_STEP",
+        actions: str = "gymnasium",
+        **options: Json,
     ) -> RemoteVectorEnv:
-        """Open a vector environment in the bridge. Raises as ``rollout`` does."""
+        """Open a vector environment in the bridge; arguments as of `env_bridge.BridgeVectorEnv`.
+
+        Raises as ``rollout`` does.
+        """
         session = uuid.uuid4().hex
         body: dict[str, Json] = {
             "session": session,
@@ -139,6 +147,9 @@ class BridgeClient:
             "num_envs": num_envs,
             "tasks": [task_to_json(task) for task in tasks],
             "max_episode_steps": max_episode_steps,
+            "autoreset_mode": autoreset_mode,
+            "actions": actions,
+            "options": options,
         }
         return RemoteVectorEnv(self, session, num_envs, _read_spec(await self.call("make", body)))
 
@@ -167,7 +178,7 @@ class BridgeClient:
             raise PeerLost("the client of the bridge is closed; make a new one")
         call = self._calls[letter.request_id] = _Call(heard_at=self._loop.time())
         try:
-            return _raise_errors(await self._converse(letter, call))
+            return raise_error(await self._converse(letter, call))
         finally:
             del self._calls[letter.request_id]
             if call.reply is None and not self._closed:
@@ -240,12 +251,13 @@ class BridgeClient:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RemoteStep:
-    """One step of a remote environment: ``observation`` (E, O) and ``reward`` (E,) float64, flags (E,) bool."""
+    """One step of a remote environment: ``observation`` (E, O), ``reward`` (E,) float64, flags (E,) bool, and infos."""
 
-    observation: NDArray[np.float64]
+    observation: NDArray[Any]
     reward: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    infos: dict[str, Any]
 
 
 class RemoteVectorEnv:
@@ -261,14 +273,28 @@ class RemoteVectorEnv:
         self.num_envs = num_envs
         self.spec = spec
 
-    async def _call(self, kind: str, arrays: Arrays | None = None, seed: int | None = None) -> Letter:
-        body: dict[str, Json] = {"session": self._session, "turn": self._turn, "seed": seed}
+    async def _call(self, kind: str, arrays: Arrays | None = None, body: Mapping[str, Json] | None = None) -> Letter:
+        whole: dict[str, Json] = {"session": self._session, "turn": self._turn, **(body or {})}
         self._turn += 1
-        return await self._client.call(kind, body, arrays)
+        return await self._client.call(kind, whole, arrays)
 
-    async def reset(self, seed: int | None = None) -> NDArray[np.float64]:
-        """Start new episodes, environment e with ``seed + e``; return observations (E, O)."""
-        return np.asarray((await self._call("reset", seed=seed)).arrays["observation"], dtype=np.float64)
+    async def reset(
+        self,
+        seed: int | None = None,
+        *,
+        mask: NDArray[np.bool_] | None = None,
+        tasks: Sequence[TaskParameters] = (),
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Start new episodes, environment e with ``seed + e``; return observations (E, O) and infos.
+
+        Args:
+            seed: ``None``: the generators go on.
+            mask: (E,) which to reset; ``None``: all.
+            tasks: new tasks of all environments; none: they stay.
+        """
+        body: dict[str, Json] = {"seed": seed, "tasks": [task_to_json(task) for task in tasks]}
+        arrays = (await self._call("reset", None if mask is None else {"mask": mask}, body)).arrays
+        return np.array(arrays["observation"]), infos_from_arrays(arrays)
 
     async def step(self, actions: NDArray[np.float32]) -> RemoteStep:
         """Step all with ``actions`` (E, A) in the environment's units; what ended is reset by the next step.
@@ -276,12 +302,13 @@ class RemoteVectorEnv:
         Raises:
             ActionError: an action is not finite; nothing was stepped.
         """
-        arrays = (await self._call("step", {"action": np.asarray(actions, dtype=np.float32)})).arrays
+        arrays = (await self._call("step", {"action": np.asarray(actions)})).arrays
         return RemoteStep(
-            observation=np.asarray(arrays["observation"], dtype=np.float64),
-            reward=np.asarray(arrays["reward"], dtype=np.float64),
-            terminated=np.asarray(arrays["terminated"], dtype=np.bool_),
-            truncated=np.asarray(arrays["truncated"], dtype=np.bool_),
+            observation=np.array(arrays["observation"]),
+            reward=np.array(arrays["reward"], dtype=np.float64),
+            terminated=np.array(arrays["terminated"], dtype=np.bool_),
+            truncated=np.array(arrays["truncated"], dtype=np.bool_),
+            infos=infos_from_arrays(arrays),
         )
 
     async def get_state(self) -> Arrays:
@@ -295,22 +322,6 @@ class RemoteVectorEnv:
     async def close(self) -> None:
         """Give the environments up."""
         await self._call("close")
-
-
-def _raise_errors(reply: Letter) -> Letter:
-    """The reply, if it is one. Raises the error that it names."""
-    if reply.kind == "ok":
-        return reply
-    text = str(reply.body.get("text", ""))
-    match reply.kind:
-        case "config-error":
-            raise ConfigError(text)
-        case "action-error":
-            raise ActionError(text)
-        case "session-lost":
-            raise PeerLost(text)
-        case _:
-            raise SwarmError(f"the bridge failed: {text}")
 
 
 def _read_spec(reply: Letter) -> EnvironmentSpec:

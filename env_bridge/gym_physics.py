@@ -9,16 +9,18 @@ import gymnasium
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
-from env_bridge.dynamics import shifted_model
+from env_bridge.dynamics import ModelPool
+from env_bridge.infos import Columns, Told
 from env_bridge.physics import STATE, Crew, Outcome, check_state
 from env_bridge.robots.anatomy import Floats
 from env_bridge.tasks import has_nominal_dynamics, has_own_reward
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 
+ARRAYS: Final = (Box, Discrete, MultiBinary, MultiDiscrete)
 DERIVED: Final = (
     "xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "subtree_com",
     "cinert", "cvel", "cacc", "cfrc_int", "cfrc_ext", "qacc", "qfrc_actuator", "qfrc_bias", "qfrc_constraint",
@@ -28,71 +30,84 @@ DERIVED: Final = (
 
 
 class GymSimulation:
-    """N environments made by ``gymnasium.make``, without its time limit.
+    """N environments made by ``gymnasium.make``, without its time limit; spaces of arrays only.
 
     MuJoCo's can be saved, restored and given other dynamics (not another reward). What a class keeps in Python besides
     MuJoCo's state is not saved; none of Gymnasium's own keeps any that a step depends on. Other classes can be saved
     where they have ``get_state`` and ``set_state`` (an array that holds everything a step depends on).
     """
 
-    def __init__(self, env_id: str, num_envs: int, workers: int) -> None:
+    def __init__(self, env_id: str, num_envs: int, workers: int, options: Mapping[str, Any]) -> None:
         self._envs: list[gymnasium.Env[Any, Any]] = [
-            gymnasium.make(env_id, disable_env_checker=True, max_episode_steps=-1) for _ in range(num_envs)
+            gymnasium.make(env_id, disable_env_checker=True, max_episode_steps=-1, **options) for _ in range(num_envs)
         ]
-        observation, action = _boxes(self._envs[0], env_id)
+        self.observation_space = self._envs[0].observation_space
+        self.action_space = self._envs[0].action_space
+        for space in (self.observation_space, self.action_space):
+            if not isinstance(space, ARRAYS):
+                raise ConfigError(
+                    f"{env_id} has a space {type(space).__name__}; expected one of arrays: Box, Discrete, "
+                    "MultiDiscrete or MultiBinary"
+                )
+        is_box = isinstance(self.action_space, Box)
+        self.action_low, self.action_high = (
+            np.array(limit if is_box else (), dtype=np.float64)
+            for limit in (getattr(self.action_space, "low", ()), getattr(self.action_space, "high", ()))
+        )
         self._env_id = env_id
         self._crew = Crew(workers)
         self.num_envs = num_envs
-        self.action_low = action.low.astype(np.float64)
-        self.action_high = action.high.astype(np.float64)
         self._mujoco = [env.unwrapped for env in self._envs if isinstance(env.unwrapped, MujocoEnv)]
         self._saveable: list[Any] = [
             env.unwrapped for env in self._envs if hasattr(env.unwrapped, "get_state") and not self._mujoco
         ]
         self.model: mujoco.MjModel | None = self._mujoco[0].model if self._mujoco else None
+        self._pool = None if self.model is None else ModelPool(self.model)
         self.timestep_s = float(self._mujoco[0].dt) if self._mujoco else 1.0
-        self._observation = np.zeros((num_envs, *observation.shape)).reshape(num_envs, -1)
+        self._observation = np.zeros((num_envs, *(self.observation_space.shape or ())), self.observation_space.dtype)
         self._reward = np.zeros(num_envs)
         self._distance = np.zeros(num_envs)
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
         self._truncated = np.zeros(num_envs, dtype=np.bool_)
+        self._told: list[dict[str, Any]] = [{} for _ in range(num_envs)]
         for index in range(num_envs):  # Gymnasium refuses to step what was never reset, even after set_state
             self.reset(index, np.random.default_rng(index))
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
-        """Change dynamics. Raises ``ConfigError`` for a target velocity or direction, or where it is not MuJoCo."""
+        """Change dynamics. Raises ``ConfigError`` for a goal, or where it is not MuJoCo."""
         if not all(has_own_reward(task) for task in tasks):
             raise ConfigError(
-                f"{self._env_id} has no target velocity or direction; "
+                f"{self._env_id} has no target velocity, direction or position; "
                 "HalfCheetah, Ant, Humanoid, Walker2d and Hopper (v4, v5) have"
             )
-        if self.model is None:
+        if self._pool is None:
             if not all(has_nominal_dynamics(task) for task in tasks):
                 raise ConfigError(f"{self._env_id} is not a MuJoCo environment: its dynamics cannot be shifted")
             return
-        for env, task in zip(self._mujoco, tasks, strict=True):
-            env.model = shifted_model(self.model, task)
+        for env, model in zip(self._mujoco, self._pool.assign(tasks), strict=True):
+            env.model = model
 
-    def reset(self, index: int, generator: np.random.Generator) -> None:
+    def reset(self, index: int, generator: np.random.Generator, options: Mapping[str, Any] | None = None) -> None:
         """Reset through the class, with ``generator`` as its ``np_random``."""
         env = self._envs[index]
         env.unwrapped.np_random = generator
-        observation, info = env.reset()
-        self._observation[index] = np.ravel(observation)
+        self._observation[index], info = env.reset(options=None if options is None else dict(options))
         self._distance[index] = info.get("x_position", 0.0)
+        self._told[index] = info
 
-    def step(self, action: NDArray[np.float32], indices: Sequence[int]) -> Outcome:
+    def step(self, action: NDArray[Any], indices: NDArray[np.int64]) -> Outcome:
         """Step through the class."""
 
-        def work(index: int) -> None:
-            observation, reward, terminated, truncated, info = self._envs[index].step(action[index])
-            self._observation[index] = np.ravel(observation)
-            self._reward[index] = reward
-            self._terminated[index], self._truncated[index] = terminated, truncated
-            self._distance[index] = info.get("x_position", self._distance[index])
+        def work(piece: NDArray[np.int64]) -> None:
+            for index in piece.tolist():
+                self._observation[index], reward, terminated, truncated, info = self._envs[index].step(action[index])
+                self._reward[index] = reward
+                self._terminated[index], self._truncated[index] = terminated, truncated
+                self._distance[index] = info.get("x_position", self._distance[index])
+                self._told[index] = info
 
-        self._crew.each(work, indices)
-        finite = np.isfinite(self._reward) & np.isfinite(self._observation).all(axis=1)
+        self._crew.share(work, indices)
+        finite = np.isfinite(self._reward) & np.isfinite(self._observation).reshape(self.num_envs, -1).all(axis=1)
         return Outcome(
             reward=self._reward.copy(),
             terminated=self._terminated.copy(),
@@ -100,9 +115,21 @@ class GymSimulation:
             diverged=~finite,
         )
 
-    def observe(self) -> Floats:
-        """Current observations (E, O), as float64."""
+    def observe(self) -> NDArray[Any]:
+        """Current observations (E, O), in the environment's own type."""
         return self._observation.copy()
+
+    def step_columns(self) -> Columns:
+        """Nothing: infos are told one by one."""
+        return {}
+
+    def reset_columns(self) -> Columns:
+        """Nothing: infos are told one by one."""
+        return {}
+
+    def told(self, indices: Sequence[int]) -> Told:
+        """Infos of the last step or reset of ``indices``."""
+        return tuple((index, self._told[index]) for index in indices)
 
     def distance(self) -> Floats:
         """``x_position`` of the info where the environment reports it, else zeros."""
@@ -124,7 +151,7 @@ class GymSimulation:
         physics = np.zeros((self.num_envs, mujoco.mj_stateSize(self.model, STATE)))
         for row, env in zip(physics, self._mujoco, strict=True):
             mujoco.mj_getState(env.model, env.data, row, STATE)
-        state = {"physics": physics, "field.observation": self._observation.copy()}
+        state = {"physics": physics, "field.observation": self._observation.astype(np.float64)}
         state["field.distance"] = self._distance.copy()
         for name in DERIVED:
             state[f"field.{name}"] = np.stack([getattr(env.data, name) for env in self._mujoco])
@@ -151,7 +178,7 @@ class GymSimulation:
         physics = np.stack([env.get_state() for env in self._saveable])
         return {
             "physics": physics,
-            "field.observation": self._observation.copy(),
+            "field.observation": self._observation.astype(np.float64),
             "field.distance": self._distance.copy(),
         }
 
@@ -167,16 +194,3 @@ class GymSimulation:
         self._crew.close()
         for env in self._envs:
             env.close()
-
-
-def _boxes(env: gymnasium.Env[Any, Any], env_id: str) -> tuple[Box, Box]:
-    """Return the spaces of observations and of actions. Raises ``ConfigError`` where a policy cannot live in them."""
-    observation, action = env.observation_space, env.action_space
-    if isinstance(observation, Box) and isinstance(action, Box) and len(observation.shape) == len(action.shape) == 1:
-        if np.isfinite([action.low, action.high]).all():
-            return observation, action
-        raise ConfigError(f"{env_id} has actions without limits; expected a Box with finite limits")
-    found = [f"{type(space).__name__}{space.shape}" for space in (action, observation)]
-    raise ConfigError(
-        f"{env_id} has actions {found[0]} and observations {found[1]}; expected a one-dimensional Box of each"
-    )

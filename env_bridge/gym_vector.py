@@ -1,7 +1,11 @@
-"""`BridgeVectorEnv`: the environments of the bridge in this process, as a ``gymnasium.vector.VectorEnv``."""
+"""`BridgeVectorEnv`: the environments of the bridge as a ``gymnasium.vector.VectorEnv``, for plain synchronous code.
+
+Letters: E environments, O observation, A action.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -13,25 +17,40 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from env_bridge import vector_env
-from env_bridge.robots.anatomy import Floats
+from env_bridge.autoreset import Batch, Mask, assemble
+from env_bridge.lanes import PENDING, LaneOptions, Lanes, LocalLanes
+from env_bridge.worker_lanes import WorkerLanes
+from env_bridge.worker_process import PATIENCE_S
 from swarm.environment import EnvironmentSpec, TaskParameters
-from swarm.errors import ConfigError
+from swarm.errors import ActionError, ConfigError
 
-PENDING: Final = "pending_reset"
+ACTIONS: Final = ("gymnasium", "strict")
+FEW: Final = 8
+"""Environments for which telling a worker takes about as long as stepping them here."""
 
 
-class BridgeVectorEnv(VectorEnv[Floats, NDArray[np.float32], NDArray[Any]]):
-    """N environments of one id; autoreset in the step that follows an end (Gymnasium's ``NEXT_STEP``).
+class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
+    """N environments of one id, equal to Gymnasium's ``SyncVectorEnv`` of the same id, options and autoreset mode.
 
-    Observations, rewards and flags equal ``gymnasium.make_vec(env_id, num_envs)`` bit for bit; infos are empty. A
-    simulation that diverges is truncated.
+    That is: observations, rewards, flags and infos, bit for bit, for float32 actions; see ``docs/exactness.md``. What
+    Gymnasium has no word for comes as further infos, only when it happens: ``diverged`` (the simulation broke down; the
+    row is no valid transition, and truncated) and ``lost`` (its worker died or hung and was replaced; the row belongs
+    to no episode, and is truncated).
 
     Args:
         env_id: a Gymnasium id.
         num_envs: how many.
-        workers: stepping threads; they never change a bit.
+        workers: processes that step; 0: this process; ``None``: this process for up to `FEW` environments, else as many
+            workers as there are processors. They never change a bit.
+        autoreset_mode: as in Gymnasium.
         max_episode_steps: overrides the environment's own limit.
-        tasks: task parameters per environment.
+        tasks: task parameters per environment; ``reset(options={"tasks": …})`` changes them.
+        actions: ``gymnasium``: out of range is taken as there; ``strict``: it is an ``ActionError``.
+        patience_s: a worker that has not answered after so many seconds hangs.
+        options: constructor options of the environment's class.
+
+    Raises:
+        ConfigError: an unknown id or option, or a value that does not fit.
     """
 
     def __init__(
@@ -39,80 +58,270 @@ class BridgeVectorEnv(VectorEnv[Floats, NDArray[np.float32], NDArray[Any]]):
         env_id: str,
         num_envs: int = 1,
         *,
-        workers: int = 1,
+        workers: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
         tasks: Sequence[TaskParameters] | None = None,
+        actions: str = "gymnasium",
+        patience_s: float = PATIENCE_S,
+        **options: Any,  # noqa: ANN401 - as Gymnasium's
     ) -> None:
-        self._env = vector_env.VectorEnv(env_id, num_envs, workers=workers, max_episode_steps=max_episode_steps)
-        if tasks is not None:
-            self._env.set_tasks(tasks)
-        self.num_envs = num_envs
-        self.spec = gymnasium.registry[env_id]
-        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
-        simulation, size = self._env.simulation, self._env.spec.observation_size
-        self.single_observation_space = Box(-np.inf, np.inf, (size,), np.float64)
-        low, high = simulation.action_low.astype(np.float32), simulation.action_high.astype(np.float32)
-        self.single_action_space = Box(low, high, dtype=np.float32)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.closed = True  # nothing to close yet, should this fail
+        num_workers = _check(num_envs, workers, actions)
+        given = LaneOptions(
+            env_id=env_id,
+            num_envs=num_envs,
+            mode=_mode(autoreset_mode),
+            options=options,
+            max_episode_steps=max_episode_steps,
+        )
+        specimen = given.make(1)
+        self._given, self._is_strict = given, actions == "strict"
+        self._describe(specimen)
+        self._lanes: Lanes = (
+            WorkerLanes(given, specimen, num_workers, patience_s=patience_s)
+            if num_workers
+            else LocalLanes(given, given.make())
+        )
+        specimen.close()
+        self.closed = False
+        self.patience_s = patience_s
+        self._is_stepping = False
         self._pending = np.zeros(num_envs, dtype=np.bool_)
-        self._env.seed([int(word) for word in np.random.SeedSequence().generate_state(num_envs)])
-        self._env.reset()
+        self._unstarted = np.ones(num_envs, dtype=np.bool_)
+        self.num_diverged = 0
+        if tasks is not None:
+            self.set_tasks(tasks)
+
+    def _describe(self, specimen: vector_env.VectorEnv) -> None:
+        """Set Gymnasium's attributes, and learn the keys of infos from an environment that is stepped once."""
+        simulation = specimen.simulation
+        self.num_envs = self._given.num_envs
+        self.spec = gymnasium.registry[self._given.env_id]
+        self.metadata = {"autoreset_mode": self._given.mode}
+        self.single_observation_space = simulation.observation_space
+        self.single_action_space = simulation.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._action_shape = (self.num_envs, *(self.single_action_space.shape or ()))
+        self._action_dtype = self.single_action_space.dtype
+        specimen.reset()
+        self._reset_keys = tuple(specimen.reset_info())
+        simulation.step(np.zeros((1, *self._action_shape[1:]), self._action_dtype), np.arange(1))
+        self._step_keys = tuple(simulation.step_columns())
 
     def describe(self) -> EnvironmentSpec:
-        """Sizes and limits."""
-        return self._env.spec
+        """Sizes and limits. Raises ``ConfigError`` where spaces are not one-dimensional boxes."""
+        specimen = self._given.make(1)
+        try:
+            return specimen.spec
+        finally:
+            specimen.close()
+
+    @property
+    def num_replaced(self) -> int:
+        """Workers that died or hung and were replaced."""
+        return self._lanes.num_replaced
+
+    # --- Gymnasium's interface ----------------------------------------------------------------------------------------
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Floats, dict[str, Any]]:
-        """Reset all; environment e gets ``seed + e`` where ``seed`` is a number. ``options`` is not used."""
-        if isinstance(seed, int):
-            seed = [seed + index for index in range(self.num_envs)]
-        if seed is not None:
-            fresh = [generator if given is None else seed_generator(given) for given, generator in self._pairs(seed)]
-            self._env.generators = fresh
-        self._pending[:] = False
-        return self._env.reset(), {}
+        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Start new episodes; environment e gets ``seed + e`` where ``seed`` is a number.
 
-    def _pairs(self, seeds: Sequence[int | None]) -> list[tuple[int | None, np.random.Generator]]:
-        if len(seeds) != self.num_envs:
-            raise ConfigError(f"got {len(seeds)} seeds for {self.num_envs} environments")
-        return list(zip(seeds, self._env.generators, strict=True))
-
-    def step(
-        self, actions: NDArray[np.float32]
-    ) -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Step what runs and reset what ended in the step before (its action is ignored, its reward 0).
+        Args:
+            seed: also one per environment; without one, an environment's generator goes on (at first: a random one).
+            options: ``reset_mask`` (E,) of those to reset, ``tasks`` for all environments; others go to the class.
 
         Raises:
-            ActionError: an action is not finite; nothing was stepped.
+            ConfigError: seeds, mask or tasks that do not fit.
         """
-        pending = self._pending
-        step = self._env.step(np.asarray(actions, dtype=np.float32), ~pending if pending.any() else None)
-        observation, reward = step.observation, step.reward
-        terminated, truncated = step.terminated & ~pending, (step.truncated | step.diverged) & ~pending
-        if pending.any():
-            observation = self._env.reset([int(index) for index in np.flatnonzero(pending)])
-            reward = np.where(pending, 0.0, reward)
-        self._pending = terminated | truncated
-        return observation, reward, terminated, truncated, {}
+        self._finish_step()
+        rest = dict(options or {})
+        mask = self._reset_mask(rest.pop("reset_mask", None))
+        tasks = rest.pop("tasks", None)
+        if tasks is not None:
+            self.set_tasks(tasks)
+        started = self._lanes.reset(self._seeds(seed), mask, rest or None)
+        self._pending = self._pending & ~mask
+        self._unstarted = self._unstarted & ~mask
+        if started.told:
+            return started.observation, self._join_told(started.told)
+        return started.observation, assemble(started.columns, (), self._reset_keys, mask)
 
-    def get_state(self) -> dict[str, NDArray[np.generic]]:
-        """Everything that the future depends on, as plain arrays with leading axis E."""
-        return self._env.get_state() | {PENDING: self._pending.copy()}
+    def _reset_mask(self, mask: Any) -> Mask:  # noqa: ANN401 - from a user's dictionary
+        if mask is None:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+            raise ConfigError(f"reset_mask: got {mask!r}, expected a bool array of shape ({self.num_envs},)")
+        if not mask.any():
+            raise ConfigError("reset_mask is false everywhere; name at least one environment")
+        return mask
 
-    def set_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Return to an earlier ``get_state``. Raises ``ConfigError`` where it does not fit."""
-        pending = vector_env.take(state, PENDING, np.bool_, (self.num_envs,))
-        self._env.set_state(state)
-        self._pending = np.array(pending, dtype=np.bool_)
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        seeds: list[int | None]
+        if seed is None:
+            seeds = [None] * self.num_envs
+        else:
+            seeds = [*range(seed, seed + self.num_envs)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != self.num_envs:
+            raise ConfigError(f"got {len(seeds)} seeds for {self.num_envs} environments")
+        if any(given is not None and given < 0 for given in seeds):
+            raise ConfigError(f"got seed {seed}; expected whole numbers from 0")
+        fresh = np.random.SeedSequence().generate_state(self.num_envs).tolist()
+        unseeded = [given is None and new for given, new in zip(seeds, self._unstarted.tolist(), strict=True)]
+        return [random if draw else given for random, draw, given in zip(fresh, unseeded, seeds, strict=True)]
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Step all environments, resetting what ended as the autoreset mode says.
+
+        Raises:
+            ActionError: an action is not finite, of a wrong shape, or (``strict``) out of range; nothing was stepped.
+            gymnasium.error.ResetNeeded: an environment was never reset, or has ended and resets are disabled.
+            PeerLost: workers die or hang again and again.
+        """
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Begin a step: workers are stepping when this returns. Raises as `step`."""
+        self._finish_step()
+        given = np.asarray(actions, dtype=self._action_dtype)
+        vector_env.check_action(given, self._action_shape)
+        if self._is_strict:
+            self._check_range(given)
+        if self._unstarted.any():
+            raise gymnasium.error.ResetNeeded("call reset before the first step")
+        if self._given.mode is AutoresetMode.DISABLED and self._pending.any():
+            raise gymnasium.error.ResetNeeded(
+                f"environment {int(np.argmax(self._pending))} has ended; reset it (options={{'reset_mask': …}})"
+            )
+        self._lanes.send(given)
+        self._is_stepping = True
+
+    def step_wait(
+        self,
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Finish the step that `step_async` began. Raises as `step`."""
+        batch = self._lanes.wait()
+        self._is_stepping = False
+        infos = self._infos(batch)
+        self._pending = batch.terminated | batch.truncated
+        return batch.observation, batch.reward, batch.terminated, batch.truncated, infos
+
+    def waits_for(self) -> Sequence[int]:
+        """Descriptors that become readable when the workers have finished the step that was begun."""
+        return self._lanes.descriptors()
+
+    def _finish_step(self) -> None:
+        """Wait for a step whose results nobody fetched (an interrupt came between)."""
+        if self.closed:
+            raise gymnasium.error.ClosedEnvironmentError("this vector environment is closed; make a new one")
+        if self._is_stepping:
+            self.step_wait()
+
+    def _check_range(self, actions: NDArray[Any]) -> None:
+        space = self.single_action_space
+        if not isinstance(space, Box):
+            return
+        outside = (actions < space.low) | (actions > space.high)
+        if outside.any():
+            environment, index = (int(place) for place in np.argwhere(outside)[0])
+            low, high = space.low[index], space.high[index]
+            raise ActionError(
+                f"action {index} of environment {environment} is {actions[environment, index]:g}, expected "
+                f"{low:g} to {high:g}; nothing was stepped"
+            )
+
+    def _infos(self, batch: Batch) -> dict[str, Any]:
+        if batch.told:
+            infos = self._join_told(batch.told)
+        elif self._given.mode is AutoresetMode.SAME_STEP:
+            infos = self._infos_of_same_step(batch)
+        else:
+            reset = self._pending if self._given.mode is AutoresetMode.NEXT_STEP else np.zeros_like(self._pending)
+            infos = assemble(batch.columns, self._step_keys, self._reset_keys, reset)
+        if batch.diverged.any():
+            self.num_diverged += int(batch.diverged.sum())
+            infos["diverged"] = infos["_diverged"] = batch.diverged
+        if batch.lost is not None:
+            infos["lost"] = infos["_lost"] = batch.lost
+        return infos
+
+    def _infos_of_same_step(self, batch: Batch) -> dict[str, Any]:
+        ended = batch.terminated | batch.truncated
+        infos = assemble(batch.columns, self._step_keys, self._reset_keys, ended)
+        if ended.any():
+            assert batch.final_observation is not None
+            final = np.full(self.num_envs, fill_value=None, dtype=object)
+            for index in np.flatnonzero(ended).tolist():
+                final[index] = batch.final_observation[index]
+            infos["final_obs"], infos["_final_obs"] = final, ended.copy()
+            infos["final_info"] = assemble(batch.final_columns, self._step_keys, (), np.zeros_like(ended))
+            for key in self._step_keys:
+                infos["final_info"][f"_{key}"] = ended.copy()
+            infos["_final_info"] = ended.copy()
+        return infos
+
+    def _join_told(self, told: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+        infos: dict[str, Any] = {}
+        for index, info in told:
+            infos = self._add_info(infos, info, index)
+        return infos
 
     def close_extras(self, **kwargs: object) -> None:
-        """Release stepping threads (called once by ``close``)."""
-        self._env.close()
+        """Release workers, threads and memory (called once by ``close``)."""
+        self._lanes.close()
+
+    # --- tasks and states ---------------------------------------------------------------------------------------------
+
+    def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
+        """Give each environment its task, from the next step on. Raises ``ConfigError`` where one does not fit."""
+        self._finish_step()
+        self._lanes.set_tasks(tasks)
+
+    def get_state(self) -> dict[str, NDArray[np.generic]]:
+        """Everything that the future depends on, as plain arrays with leading axis E; see `branch`."""
+        self._finish_step()
+        return self._lanes.get_state()
+
+    def set_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Return to an earlier ``get_state``, of this or another vector environment of the same id, options and size.
+
+        Tasks are not part of it. Raises ``ConfigError`` where it does not fit; then nothing changes.
+        """
+        self._finish_step()
+        self._lanes.set_state(state)
+        self._pending = np.array(state[PENDING], dtype=np.bool_)
+        self._unstarted[:] = False
 
 
-def seed_generator(seed: int) -> np.random.Generator:
-    """The generator that Gymnasium makes of ``seed``."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+def branch(state: Mapping[str, NDArray[np.generic]], index: int, copies: int) -> dict[str, NDArray[np.generic]]:
+    """Return the state of ``copies`` environments that all are where environment ``index`` is.
+
+    Their generators are copies as well: their next resets draw the same.
+    """
+    return {name: np.repeat(array[index : index + 1], copies, axis=0) for name, array in state.items()}
+
+
+def _mode(mode: AutoresetMode | str) -> AutoresetMode:
+    known = {key: item for item in AutoresetMode for key in (item, item.name, item.name.lower(), item.value)}
+    if mode not in known:
+        raise ConfigError(f"got autoreset_mode={mode!r}; expected one of {', '.join(m.name for m in AutoresetMode)}")
+    return known[mode]
+
+
+def _check(num_envs: int, workers: int | None, actions: str) -> int:
+    """Return the number of workers. Raises ``ConfigError`` for what cannot be."""
+    if num_envs < 1:
+        raise ConfigError(f"got num_envs={num_envs}; expected at least 1")
+    if workers is not None and workers < 0:
+        raise ConfigError(f"got workers={workers}; expected 0 (this process), a number of processes, or None")
+    if actions not in ACTIONS:
+        raise ConfigError(f"got actions={actions!r}; expected one of {', '.join(ACTIONS)}")
+    if workers is not None:
+        return workers
+    return 0 if num_envs <= FEW else len(os.sched_getaffinity(0))

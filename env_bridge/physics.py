@@ -5,24 +5,27 @@ Letters: E environments, O observation, A action, S integration state, Q general
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+import gymnasium
 import mujoco
 import numpy as np
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from env_bridge.dynamics import dynamics_key, load_model, shifted_model
-from env_bridge.robots.anatomy import Floats, Goals, Robot, Transition
-from env_bridge.tasks import has_own_reward
+from env_bridge.dynamics import ModelPool
+from env_bridge.goals import make_goals
+from env_bridge.infos import Columns, Told
+from env_bridge.models import load_robot_model
+from env_bridge.robots.anatomy import Floats, Judgement, Robot, Transition
+from env_bridge.stepping import make_track
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 
 STATE: Final = mujoco.mjtState.mjSTATE_INTEGRATION
-DIVERGENCE: Final = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +49,10 @@ class Simulation(Protocol):
     """N environments of one id, stepped together; knows nothing of episodes' lengths or autoreset."""
 
     num_envs: int
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
     action_low: Floats
+    """(A,) limits in double precision; empty where actions are not numbers in a box."""
     action_high: Floats
     timestep_s: float
     model: mujoco.MjModel | None
@@ -56,16 +62,28 @@ class Simulation(Protocol):
         """Change what the environments ask for and their dynamics; simulation states stay. Raises ``ConfigError``."""
         ...
 
-    def reset(self, index: int, generator: np.random.Generator) -> None:
-        """Draw an initial state for environment ``index``."""
+    def reset(self, index: int, generator: np.random.Generator, options: Mapping[str, Any] | None = None) -> None:
+        """Draw an initial state for environment ``index``; ``options`` are those of its class's ``reset``."""
         ...
 
-    def step(self, action: NDArray[np.float32], indices: Sequence[int]) -> Outcome:
+    def step(self, action: NDArray[Any], indices: NDArray[np.int64]) -> Outcome:
         """Step the environments of ``indices`` with their rows of ``action`` (E, A)."""
         ...
 
-    def observe(self) -> Floats:
+    def observe(self) -> NDArray[Any]:
         """Current observations (E, O), a new array."""
+        ...
+
+    def step_columns(self) -> Columns:
+        """Infos of the last step of all environments, by key (E, …); empty where they are told one by one."""
+        ...
+
+    def reset_columns(self) -> Columns:
+        """Infos that a reset of each environment would tell now, by key (E, …)."""
+        ...
+
+    def told(self, indices: Sequence[int]) -> Told:
+        """Infos of the last step or reset of ``indices``, of environments that step through their own class."""
         ...
 
     def distance(self) -> Floats:
@@ -92,25 +110,23 @@ class Simulation(Protocol):
 class Crew:
     """W threads (this one included) that share the environments of a step in contiguous pieces.
 
-    ``mj_step`` releases the interpreter lock, so that threads scale until Python's share of a step is the limit.
+    Stepping hardly needs the interpreter's lock, so that threads scale until Python's share of a step is the limit.
     """
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="stepping") if workers > 1 else None
 
-    def each(self, work: Callable[[int], None], indices: Sequence[int]) -> None:
-        """Call ``work`` for every index; which thread does it never changes a bit."""
+    def share(self, work: Callable[[NDArray[np.int64]], None], indices: NDArray[np.int64]) -> None:
+        """Call ``work`` with pieces of ``indices``; which thread does which never changes a bit."""
         if self._pool is None:
-            for index in indices:
-                work(index)
+            work(indices)
             return
-        size = math.ceil(len(indices) / self._workers)
-        pieces = [indices[start : start + size] for start in range(0, len(indices), size)]
-        futures = [self._pool.submit(_walk, work, piece) for piece in pieces[1:]]
+        pieces = [piece for piece in np.array_split(indices, self._workers) if len(piece)]
+        futures = [self._pool.submit(work, piece) for piece in pieces[1:]]
         try:
             if pieces:
-                _walk(work, pieces[0])
+                work(pieces[0])
         finally:
             errors = [future.exception() for future in futures]
         for error in errors:
@@ -123,25 +139,6 @@ class Crew:
             self._pool.shutdown()
 
 
-def _walk(work: Callable[[int], None], indices: Sequence[int]) -> None:
-    for index in indices:
-        work(index)
-
-
-def make_goals(tasks: Sequence[TaskParameters], *, planar: bool) -> Goals:
-    """Goals of a batch of tasks. Raises ``ConfigError`` for a heading that a planar robot cannot have."""
-    velocity = np.array([np.nan if task.velocity is None else task.velocity for task in tasks])
-    heading = np.zeros((len(tasks), 2))
-    heading[:, 0] = 1.0
-    for row, task in zip(heading, tasks, strict=True):
-        if task.direction is None:
-            continue
-        if planar and abs(math.sin(task.direction)) > 1e-6:
-            raise ConfigError(f"task parameter direction={task.direction:g}: a planar robot can only go 0 or pi")
-        row[:] = (math.cos(task.direction), 0.0 if planar else math.sin(task.direction))
-    return Goals(velocity=velocity, heading=heading, is_own=all(has_own_reward(task) for task in tasks))
-
-
 class RobotSimulation:
     """The fast form: MuJoCo is called directly, and observation and reward are computed for all environments at once.
 
@@ -150,80 +147,92 @@ class RobotSimulation:
 
     def __init__(self, robot: Robot, num_envs: int, workers: int) -> None:
         self._robot = robot
-        self.model: mujoco.MjModel = load_model(robot.xml_file)
+        self.model: mujoco.MjModel = load_robot_model(robot)
+        self._pool = ModelPool(self.model)
         self._models = [self.model] * num_envs
         self._datas = [mujoco.MjData(self.model) for _ in range(num_envs)]
         self._initial = (self._datas[0].qpos.copy(), self._datas[0].qvel.copy())
         self._crew = Crew(workers)
         self._goals = make_goals([TaskParameters()] * num_envs, planar=robot.planar)
         self.num_envs = num_envs
-        self.action_low, self.action_high = self.model.actuator_ctrlrange.T.copy()
         self.timestep_s = self.model.opt.timestep * robot.frame_skip
-        self._computed = robot.computed()
-        self._allocate()
+        self._read_fields()
+        self.action_low, self.action_high = self.model.actuator_ctrlrange.T.copy()
+        low, high = self.action_low.astype(np.float32), self.action_high.astype(np.float32)
+        self.action_space: gymnasium.Space[Any] = Box(low, high, dtype=np.float32)
+        size = robot.observe(self._fields).shape[1]
+        self.observation_space: gymnasium.Space[Any] = Box(-np.inf, np.inf, (size,), np.float64)
+        self._transition: Transition | None = None
+        self._judgement: Judgement | None = None
 
-    def _allocate(self) -> None:
-        """Batched fields, and per environment the pairs (row of the batch, view of the simulation)."""
+    def _read_fields(self) -> None:
+        """Allocate the batched fields, and connect them with the simulations."""
         views = {name: [read(self.model, data) for data in self._datas] for name, read in self._robot.views().items()}
-        first = {name: rows[0] for name, rows in views.items()}
-        first.update({name: compute(self.model, self._datas[0]) for name, compute in self._computed.items()})
-        self._fields = {name: np.zeros((self.num_envs, *row.shape)) for name, row in first.items()}
-        self._pairs: list[list[tuple[NDArray[np.generic], NDArray[np.generic]]]] = [
-            [(self._fields[name][index], rows[index]) for name, rows in views.items()] for index in range(self.num_envs)
-        ]
-        self._ctrl = [data.ctrl for data in self._datas]
-        warnings = [data.warning.number[DIVERGENCE] for data in self._datas]
-        self._warnings = np.zeros((self.num_envs, len(warnings[0])), dtype=warnings[0].dtype)
-        for pairs, row, view in zip(self._pairs, self._warnings, warnings, strict=True):
-            pairs.append((row, view))
+        self._copied = {name: np.zeros((self.num_envs, *rows[0].shape)) for name, rows in views.items()}
+        self._track = make_track(self._models, self._datas, views, self._copied)
+        self._constants = {
+            name: np.stack([read(self.model)] * self.num_envs) for name, read in self._robot.constants().items()
+        }
+        self._fields = self._copied | self._constants
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """Change goals and dynamics; simulation states stay."""
         goals = make_goals(tasks, planar=self._robot.planar)
-        models: dict[tuple[object, ...], mujoco.MjModel] = {}
-        for task in tasks:
-            models.setdefault(dynamics_key(task), shifted_model(self.model, task))
-        self._models = [models[dynamics_key(task)] for task in tasks]
+        for index, model in enumerate(self._pool.assign(tasks)):
+            self._use_model(index, model)
         self._goals = goals
 
-    def reset(self, index: int, generator: np.random.Generator) -> None:
-        """Draw an initial state, as Gymnasium's ``reset_model`` does."""
+    def _use_model(self, index: int, model: mujoco.MjModel) -> None:
+        self._models[index] = model
+        self._track.models[index] = model._address
+        for name, read in self._robot.constants().items():
+            self._constants[name][index] = read(model)
+
+    def reset(self, index: int, generator: np.random.Generator, options: Mapping[str, Any] | None = None) -> None:
+        """Draw an initial state, as Gymnasium's ``reset_model`` does; there are no options to it."""
         model, data = self._models[index], self._datas[index]
         mujoco.mj_resetData(model, data)
         data.qpos[:], data.qvel[:] = self._robot.draw_state(generator, *self._initial)
         mujoco.mj_forward(model, data)
-        self._gather(index)
+        self._track.gather(index)
 
-    def _gather(self, index: int) -> None:
-        for row, view in self._pairs[index]:
-            np.copyto(row, view)
-        if self._computed:
-            for name, compute in self._computed.items():
-                self._fields[name][index] = compute(self._models[index], self._datas[index])
-
-    def step(self, action: NDArray[np.float32], indices: Sequence[int]) -> Outcome:
+    def step(self, action: NDArray[Any], indices: NDArray[np.int64]) -> Outcome:
         """Step with Gymnasium's reward and termination, or those of the goals."""
-        before = self._robot.locate(self._fields)
-        frame_skip, reads_forces = self._robot.frame_skip, self._robot.reads_contact_forces
+        robot, track = self._robot, self._track
+        before = robot.locate(self._fields)
 
-        def work(index: int) -> None:
-            self._ctrl[index][:] = action[index]
-            model, data = self._models[index], self._datas[index]
-            mujoco.mj_step(model, data, nstep=frame_skip)
-            if reads_forces:
-                mujoco.mj_rnePostConstraint(model, data)
-            self._gather(index)
+        def work(piece: NDArray[np.int64]) -> None:
+            track.step(action, piece, robot.frame_skip, post_constraint=robot.reads_contact_forces)
 
-        self._crew.each(work, indices)
-        velocity = (self._robot.locate(self._fields) - before) / self.timestep_s
-        given = Transition(fields=self._fields, velocity=velocity, action=action, goals=self._goals)
-        reward, terminated = self._robot.judge(given)
-        return Outcome(
-            reward=reward,
-            terminated=terminated,
-            truncated=np.zeros(self.num_envs, dtype=np.bool_),
-            diverged=self._warnings.any(axis=1) | ~np.isfinite(reward),
+        self._crew.share(work, indices)
+        position = robot.locate(self._fields)
+        velocity, goals = (position - before) / self.timestep_s, self._goals.at(position)
+        self._transition = Transition(
+            fields=self._fields, position=position, velocity=velocity, action=action, goals=goals
         )
+        self._judgement = judgement = robot.judge(self._transition)
+        diverged = track.diverged.copy()
+        if not np.isfinite(judgement.reward).all():
+            diverged |= ~np.isfinite(judgement.reward)
+        return Outcome(
+            reward=judgement.reward,
+            terminated=judgement.terminated,
+            truncated=np.zeros(self.num_envs, dtype=np.bool_),
+            diverged=diverged,
+        )
+
+    def step_columns(self) -> Columns:
+        """Infos of the last step. Call it before any reset."""
+        assert self._transition is not None and self._judgement is not None, "a step comes first"  # noqa: PT018
+        return self._robot.info(self._transition, self._judgement)
+
+    def reset_columns(self) -> Columns:
+        """Infos of environments that were just reset."""
+        return self._robot.reset_info(self._fields)
+
+    def told(self, indices: Sequence[int]) -> Told:
+        """Nothing: infos come in columns."""
+        return ()
 
     def observe(self) -> Floats:
         """Current observations (E, O)."""
@@ -242,17 +251,17 @@ class RobotSimulation:
         physics = np.zeros((self.num_envs, mujoco.mj_stateSize(self.model, STATE)))
         for row, model, data in zip(physics, self._models, self._datas, strict=True):
             mujoco.mj_getState(model, data, row, STATE)
-        return {"physics": physics} | {f"field.{name}": field.copy() for name, field in self._fields.items()}
+        return {"physics": physics} | {f"field.{name}": field.copy() for name, field in self._copied.items()}
 
     def set_state(self, state: Mapping[str, Floats]) -> None:
         """Return to an earlier ``get_state``; fits any simulation of the same robot and size."""
         rows = (self.num_envs, mujoco.mj_stateSize(self.model, STATE))
-        expected = {"physics": rows} | {f"field.{name}": field.shape for name, field in self._fields.items()}
+        expected = {"physics": rows} | {f"field.{name}": field.shape for name, field in self._copied.items()}
         check_state(state, expected)
         for row, model, data in zip(state["physics"], self._models, self._datas, strict=True):
             mujoco.mj_resetData(model, data)
             mujoco.mj_setState(model, data, row, STATE)
-        for name, field in self._fields.items():
+        for name, field in self._copied.items():
             field[...] = state[f"field.{name}"]
 
     def close(self) -> None:

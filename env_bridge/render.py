@@ -1,57 +1,116 @@
-"""Videos of recorded positions: ``python -m env_bridge.render``, and `render_video` which runs it as a child process.
+"""Films of recorded positions: `render_video` and `contact_sheet`, which draw in a child process.
 
-Drawing happens in a child, because a broken GL driver ends its process. Without a screen, MuJoCo draws in software
-through OSMesa (Debian package ``libosmesa6``); about 0.05-0.1 s a frame.
+Drawing happens in a child (``python -m env_bridge.render``), because a broken GL driver ends its process. Without a
+screen, MuJoCo draws in software through OSMesa (Debian package ``libosmesa6``).
 
-Letters: T steps, Q generalised positions.
+Letters: T steps, E environments, Q generalised positions.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from swarm.errors import ConfigError
+from swarm.lifeline import die_with_parent
 
 ADVICE: Final = "install the Debian package libosmesa6 (apt-get install libosmesa6) and set MUJOCO_GL=osmesa"
+FORMS: Final = (".mp4", ".gif", ".png")
+MAX_CLIPS: Final = 4
+MAX_LABEL: Final = 200
+MAX_SECONDS: Final = 600
+CLIPS: Final = "clips"
 Positions = NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Clip:
+    """What one picture shows: episodes of one robot, one after the other.
+
+    Attributes:
+        episodes: generalised positions (T, Q) of each episode, one row a step.
+        env_id: whose model to draw and how long a step lasts.
+        label: text above the picture.
+        heading: where the robot shall go, in radians, 0 = +x; drawn as an arrow on the ground.
+        velocity: how fast it shall go, in m/s; drawn as a post that moves at that speed.
+        goal: where it shall arrive, (x, y) in metres; drawn as a disc on the ground.
+        xml_file: draw this model instead, for an environment made with another ``xml_file``.
+    """
+
+    episodes: Sequence[Positions]
+    env_id: str
+    label: str = ""
+    heading: float | None = None
+    velocity: float | None = None
+    goal: tuple[float, float] | None = None
+    xml_file: str | None = None
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for a clip that cannot be drawn; whether it fits the robot, the child says."""
+        if not sum(len(episode) for episode in self.episodes):
+            raise ConfigError(f"clip of {self.env_id} holds no step to draw")
+        if len(self.label) > MAX_LABEL or not self.label.isprintable():
+            raise ConfigError(f"label {self.label[:20]!r}…: expected at most {MAX_LABEL} printable characters")
+        marks = (self.heading, self.velocity, *(self.goal or ()))
+        if not all(mark is None or np.isfinite(mark) for mark in marks):
+            raise ConfigError(f"clip {self.label!r}: heading, velocity and goal must be finite, got {marks}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data of everything but the positions."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "episodes"}
+        return plain | {"num_episodes": len(self.episodes)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoOptions:
-    """How a video looks.
+    """How films and contact sheets look.
 
     Attributes:
-        every: draw each ``every``-th step; the video plays in real time all the same, as long as ``fps`` is ``None``.
-        max_frames: frames at most, in all.
-        fps: frames per second; ``None``: real time.
+        width: pixels of each clip's picture; clips stand side by side.
+        height: pixels.
+        every: draw each ``every``-th step; ``None``: as many as make about 25 pictures a second.
+        seconds: length at most, in the robot's time.
+        fps: frames per second of the film; ``None``: real time.
+        columns: pictures in a row of a contact sheet.
+        rows: rows of a contact sheet.
+        gif_bytes: size that a GIF may have; its pictures are made smaller until it fits.
     """
 
-    width: int = 320
-    height: int = 240
-    every: int = 2
-    max_frames: int = 200
+    width: int = 480
+    height: int = 360
+    every: int | None = None
+    seconds: float = 10.0
     fps: float | None = None
+    columns: int = 4
+    rows: int = 3
+    gif_bytes: int = 8 << 20
 
     def check(self) -> None:
-        """Raise ``ConfigError`` for values that no video can have (sizes must be even for the encoder)."""
+        """Raise ``ConfigError`` for values that no film can have (sizes must be even for the encoder)."""
         if not (16 <= self.width <= 4096 and 16 <= self.height <= 4096) or self.width % 2 or self.height % 2:
             raise ConfigError(f"video size {self.width}x{self.height}: expected even numbers from 16 to 4096")
-        if self.every < 1 or self.max_frames < 1:
-            raise ConfigError(f"video every={self.every}, max_frames={self.max_frames}: expected numbers above 0")
+        if self.every is not None and self.every < 1:
+            raise ConfigError(f"video every={self.every}: expected a number of steps above 0")
+        if not 0 < self.seconds <= MAX_SECONDS:
+            raise ConfigError(f"video of {self.seconds:g} s: expected more than 0 and at most {MAX_SECONDS} s")
         if self.fps is not None and not 0 < self.fps <= 240:
-            raise ConfigError(f"video fps={self.fps}: expected a number from 0 to 240")
+            raise ConfigError(f"video fps={self.fps:g}: expected a number from 0 to 240")
+        if not (1 <= self.columns <= 20 and 1 <= self.rows <= 20):
+            raise ConfigError(f"contact sheet {self.columns}x{self.rows}: expected 1 to 20 pictures each way")
+        if self.gif_bytes < 1 << 10:
+            raise ConfigError(f"gif_bytes={self.gif_bytes}: expected at least {1 << 10}")
 
 
 def check_rendering() -> str | None:
@@ -70,42 +129,94 @@ def child_environment() -> dict[str, str]:
 
 
 def render_video(
-    episodes: Positions | Sequence[Positions],
-    env_id: str,
-    path: Path,
+    clips: Clip | Sequence[Clip],
+    *paths: str | Path,
+    options: VideoOptions | None = None,
+    on_frame: Callable[[int, int], None] | None = None,
+) -> tuple[Path, ...]:
+    """Draw clips side by side, once, into each of ``paths``; blocks until they are written.
+
+    Args:
+        clips: one to four; a clip that ends before the others holds its last picture.
+        paths: files to write, together or not at all: an MP4 or GIF film, or a PNG contact sheet, by their suffixes.
+        options: sizes and speed.
+        on_frame: told (frames drawn, frames in all) after each frame.
+
+    Returns:
+        The paths.
+
+    Raises:
+        ConfigError: no GL, an unknown environment or suffix, or positions that do not fit; one line that says what to
+            do. Nothing is written then, and files that were there stay as they were.
+    """
+    chosen, targets = options or VideoOptions(), check_paths(paths)
+    chosen.check()
+    shown = [clips] if isinstance(clips, Clip) else list(clips)
+    if not 1 <= len(shown) <= MAX_CLIPS:
+        raise ConfigError(f"got {len(shown)} clips, expected 1 to {MAX_CLIPS}")
+    for clip in shown:
+        clip.check()
+    arrays = {
+        f"{number:02d}/{index:06d}": np.ascontiguousarray(episode)
+        for number, clip in enumerate(shown)
+        for index, episode in enumerate(clip.episodes)
+    }
+    with tempfile.TemporaryDirectory(prefix="video-") as folder:
+        source = Path(folder) / "positions.safetensors"
+        save_file(arrays, source, metadata={CLIPS: json.dumps([clip.to_json() for clip in shown])})
+        command = [sys.executable, "-m", "env_bridge.render", "--parent", str(os.getpid()), "--input", str(source)]
+        for target in targets:
+            command += ["--output", str(target)]
+        try:
+            _run([*command, *_to_arguments(chosen)], on_frame)
+        finally:
+            for target in targets:  # a child that was killed could not remove them itself
+                unfinished_path(target).unlink(missing_ok=True)
+    return targets
+
+
+def contact_sheet(
+    clips: Clip | Sequence[Clip],
+    path: str | Path,
     *,
     options: VideoOptions | None = None,
     on_frame: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Draw episodes one after the other into an MP4 at ``path``; blocks until it is written.
-
-    Args:
-        episodes: generalised positions (T, Q) of one episode, or several of them.
-        env_id: whose model to draw.
-        path: the file to write, atomically.
-        options: sizes and speed.
-        on_frame: told (frames drawn, frames in all) after each frame.
+    """Draw ``columns`` × ``rows`` moments of clips, evenly spaced and with their times, into a PNG; see `render_video`.
 
     Raises:
-        ConfigError: no GL, an unknown environment or positions that do not fit; one line that says what to do.
+        ConfigError: as `render_video`, or ``path`` does not end in .png.
     """
-    chosen = options or VideoOptions()
-    chosen.check()
-    several = [episodes] if isinstance(episodes, np.ndarray) else list(episodes)
-    arrays = {f"episode-{index:04d}": np.ascontiguousarray(item) for index, item in enumerate(several)}
-    with tempfile.TemporaryDirectory(prefix="video-") as folder:
-        source = Path(folder) / "positions.safetensors"
-        save_file(arrays, source)
-        command = [sys.executable, "-m", "env_bridge.render", "--env-id", env_id, "--input", str(source)]
-        command += ["--output", str(path), *_to_arguments(chosen)]
-        _run(command, on_frame)
-    return path
+    if Path(path).suffix != ".png":
+        raise ConfigError(f"contact sheet {str(path)!r}: expected a file name ending in .png")
+    return render_video(clips, path, options=options, on_frame=on_frame)[0]
+
+
+def check_paths(paths: Sequence[str | Path]) -> tuple[Path, ...]:
+    """The files to write. Raises ``ConfigError`` for other suffixes, and for folders that are not there."""
+    targets = tuple(Path(path) for path in paths)
+    if not targets:
+        raise ConfigError(f"no file to write; name one that ends in one of {', '.join(FORMS)}")
+    for target in targets:
+        if target.suffix not in FORMS:
+            raise ConfigError(f"{str(target)!r}: expected a file name ending in {', '.join(FORMS)}")
+        if not target.parent.is_dir() or target.is_dir():
+            raise ConfigError(f"{str(target)!r}: expected a file in a folder that exists; create it first")
+    return targets
+
+
+def unfinished_path(target: Path) -> Path:
+    """Where ``target`` is written until it is complete."""
+    return target.with_name(f".{target.stem}.unfinished{target.suffix}")
 
 
 def _to_arguments(options: VideoOptions) -> list[str]:
-    arguments = ["--width", str(options.width), "--height", str(options.height)]
-    arguments += ["--every", str(options.every), "--max-frames", str(options.max_frames)]
-    return arguments if options.fps is None else [*arguments, "--fps", str(options.fps)]
+    return [
+        word
+        for name, value in asdict(options).items()
+        if value is not None
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def _run(command: list[str], on_frame: Callable[[int, int], None] | None) -> None:
@@ -133,39 +244,48 @@ def _failure(code: int, text: str) -> str:
     if code == 2 and lines:
         return lines[-1]
     how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-    return f"rendering ended {how}, probably in its GL library; {ADVICE}"
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no message")
+    backend = child_environment().get("MUJOCO_GL", "(unset)")
+    return f"rendering with MUJOCO_GL={backend} ended {how} ({last[:200]}); if that is its GL library: {ADVICE}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The child: draw a video, or one frame with ``--check``; exit code 2 with one line for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m env_bridge.render", description="Draw recorded positions to MP4.")
-    parser.add_argument("--check", action="store_true", help="only try whether a frame can be drawn")
-    parser.add_argument("--env-id", default="HalfCheetah-v4", help="whose model to draw (default %(default)s)")
-    parser.add_argument("--input", type=Path, help="safetensors: qpos (T, Q) or (T, E, Q), or one array an episode")
-    parser.add_argument("--output", type=Path, help="MP4 file to write")
-    parser.add_argument("--width", type=int, default=320)
-    parser.add_argument("--height", type=int, default=240)
-    parser.add_argument("--every", type=int, default=2, help="draw each n-th step (default %(default)s)")
-    parser.add_argument("--max-frames", type=int, default=200)
-    parser.add_argument("--fps", type=float, default=None, help="frames per second (default: real time)")
-    given = parser.parse_args(arguments)
-    options = VideoOptions(
-        width=given.width, height=given.height, every=given.every, max_frames=given.max_frames, fps=given.fps
-    )
+    """The child: draw films, or one frame with ``--check``; exit code 2 with one line for what the user can mend."""
+    given = _parser().parse_args(arguments)
+    if given.parent is not None:
+        die_with_parent(given.parent)
+    options = VideoOptions(**{field.name: getattr(given, field.name) for field in fields(VideoOptions)})
     try:
         options.check()
         from env_bridge import drawing  # imports mujoco: only in the child
 
         if given.check:
             drawing.try_frame(given.env_id)
-        elif given.input is None or given.output is None:
-            raise ConfigError("drawing a video needs --input and --output")
+        elif given.input is None:
+            raise ConfigError("drawing a film needs --input and --output")
         else:
-            drawing.write_video(given.env_id, given.input, given.output, options, _print_progress)
+            clips = drawing.load_clips(given.input, given.env_id)
+            drawing.draw(clips, check_paths(given.output), options, _print_progress)
     except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m env_bridge.render", description="Draw recorded positions.")
+    parser.add_argument("--check", action="store_true", help="only try whether a frame can be drawn")
+    parser.add_argument("--parent", type=int, default=None, help="process to end with")
+    parser.add_argument("--env-id", default="HalfCheetah-v4", help="whose model to draw (default %(default)s)")
+    parser.add_argument("--input", type=Path, help="safetensors: what render_video wrote, or qpos (T, Q) or (T, E, Q)")
+    parser.add_argument(
+        "--output", type=Path, action="append", default=[], help="MP4, GIF or PNG file; may be repeated"
+    )
+    kinds: Mapping[str, type] = {"fps": float, "seconds": float}
+    for field in fields(VideoOptions):
+        kind = kinds.get(field.name, int)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    return parser
 
 
 def _print_progress(drawn: int, in_all: int) -> None:

@@ -54,6 +54,19 @@ def check_request(request: RolloutRequest) -> None:
         check_task(task)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which environments of a larger rollout these are: they draw what they would draw in the whole.
+
+    Attributes:
+        first: index of the first one in the whole.
+        of: number of environments of the whole.
+    """
+
+    first: int
+    of: int
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Progress:
     """Where each environment stands in its episode: what a policy is told next, and the running statistics.
@@ -78,8 +91,9 @@ class Progress:
 class Rollout:
     """One rollout over a vector environment that it may use freely. Call ``run`` once."""
 
-    def __init__(self, request: RolloutRequest, env: VectorEnv, policy: Policy) -> None:
+    def __init__(self, request: RolloutRequest, env: VectorEnv, policy: Policy, share: Share | None = None) -> None:
         self._request = request
+        self._share = share or Share(first=0, of=env.num_envs)
         self._env = env
         self._policy = policy
         env.set_time_limit(request.max_episode_steps)
@@ -89,7 +103,7 @@ class Rollout:
         self._high = env.simulation.action_high
         self._is_unit = bool((self._low == -1.0).all() and (self._high == 1.0).all())
         self._one_episode = request.num_steps is None
-        self._length = env.max_episode_steps if request.num_steps is None else request.num_steps
+        self._length = spec.max_episode_steps if request.num_steps is None else request.num_steps
         self._active = np.ones(env.num_envs, dtype=np.bool_)
         self._episodes: list[EpisodeStatistics] = []
         self._columns = self._allocate(spec.observation_size, spec.action_size)
@@ -114,7 +128,7 @@ class Rollout:
         env, request, count = self._env, self._request, self._env.num_envs
         state = self._given_policy_state()
         if request.snapshot is None:
-            env.seed([(request.seed, index) for index in range(count)])
+            env.seed([(request.seed, self._share.first + index) for index in range(count)])
             observation = env.reset()
             return Progress(
                 observation=to_float32(observation),
@@ -129,7 +143,7 @@ class Rollout:
         env.set_state(request.snapshot)
         snapshot = request.snapshot
         return Progress(
-            observation=to_float32(env.simulation.observe()),
+            observation=to_float32(env.observe()),
             reward=np.array(take(snapshot, "reward", np.float32, (count,)), dtype=np.float32),
             reset=np.array(take(snapshot, "reset", np.bool_, (count,)), dtype=np.bool_),
             total_reward=np.array(take(snapshot, "total_reward", np.float64, (count,)), dtype=np.float64),
@@ -210,11 +224,12 @@ class Rollout:
         """Ask the policy block by block; return its actions (E, A). Raises ``ActionError`` unless all are finite."""
         now = self._now
         shape = (self._env.num_envs, len(self._low))
-        drawn = np.zeros(shape, dtype=np.float32) if noise is None else noise.standard_normal(shape, dtype=np.float32)
+        drawn = self._draw(shape, noise)
         action = np.zeros(shape, dtype=np.float32)
         state = np.zeros_like(now.state)
-        for first in range(0, self._env.num_envs, BLOCK_SIZE):
-            block = slice(first, first + BLOCK_SIZE)
+        size = self._env.num_envs if getattr(self._policy, "takes_blocks", False) else BLOCK_SIZE
+        for first in range(0, self._env.num_envs, size):
+            block = slice(first, first + size)
             given = PolicyInput(
                 reset=now.reset[block],
                 observation=now.observation[block],
@@ -232,6 +247,13 @@ class Rollout:
                 "nothing was stepped"
             )
         return action
+
+    def _draw(self, shape: tuple[int, int], noise: np.random.Generator | None) -> NDArray[np.float32]:
+        """Noise (E, A) of these environments."""
+        if noise is None:
+            return np.zeros(shape, dtype=np.float32)
+        whole = noise.standard_normal((self._share.of, shape[1]), dtype=np.float32)
+        return whole[self._share.first : self._share.first + shape[0]]
 
     def _scale(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map [−1, 1] to the limits of the environment; where they are the same, not a bit changes."""
@@ -295,6 +317,7 @@ def run_rollout(
     workers: int = 1,
     policy: Policy | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    share: Share | None = None,
 ) -> RolloutResult:
     """Perform ``request`` in this process.
 
@@ -304,6 +327,7 @@ def run_rollout(
         workers: stepping threads of a new environment; they never change a bit of the result.
         policy: use this object instead of the request's entry point.
         should_stop: asked before each step.
+        share: which environments of a larger rollout these are.
 
     Raises:
         ConfigError: the request does not fit.
@@ -314,7 +338,7 @@ def run_rollout(
     used = env or VectorEnv(request.env_id, len(request.tasks), workers=workers)
     try:
         chosen = policy or load_policy(request.policy, request.weights, request.policy_options)
-        return Rollout(request, used, chosen).run(should_stop)
+        return Rollout(request, used, chosen, share).run(should_stop)
     finally:
         if env is None:
             used.close()

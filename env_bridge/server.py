@@ -25,7 +25,7 @@ from typing import Final
 import structlog
 import zmq
 
-from env_bridge.dynamics import route_warnings_to_log
+from env_bridge.models import route_warnings_to_log
 from env_bridge.rollout import RolloutCancelled
 from env_bridge.service import Service, error_kind
 from env_bridge.wire import MAX_FRAME_BYTES, Letter, decode, encode
@@ -220,6 +220,7 @@ class BridgeServer:
                 self._finished.append((job, self._perform(job)))
                 done.send(b"")
         finally:
+            self._service.close()
             done.close(linger=0)
 
     def _perform(self, job: Job) -> Frames:

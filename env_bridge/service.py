@@ -15,8 +15,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from env_bridge.gym_vector import BridgeVectorEnv
-from env_bridge.rollout import check_request, run_rollout
+from env_bridge.gym_vector import FEW, BridgeVectorEnv
+from env_bridge.infos import infos_to_arrays
+from env_bridge.rollout import Share, check_request, run_rollout
+from env_bridge.rollout_pool import RolloutPool
 from env_bridge.tasks import task_from_json
 from env_bridge.vector_env import VectorEnv
 from env_bridge.wire import Letter, letter_to_request, read, read_maps, read_optional, result_to_letter
@@ -45,6 +47,7 @@ class Service:
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
+        self._pool = RolloutPool(workers)
         self._kept: OrderedDict[tuple[str, int], VectorEnv] = OrderedDict()
         self._sessions: OrderedDict[tuple[bytes, str], Session] = OrderedDict()
         self._operations: Mapping[str, Callable[[bytes, Letter], Letter]] = {
@@ -87,8 +90,17 @@ class Service:
     def _rollout(self, letter: Letter, should_stop: Callable[[], bool]) -> Letter:
         request = letter_to_request(letter)
         check_request(request)
+        if self._pool.takes(request):
+            return result_to_letter(self._pool.perform(request, should_stop), letter.request_id)
         env = self._environment(request.env_id, len(request.tasks))
-        return result_to_letter(run_rollout(request, env=env, should_stop=should_stop), letter.request_id)
+        share = _share(letter)
+        return result_to_letter(run_rollout(request, env=env, should_stop=should_stop, share=share), letter.request_id)
+
+    def close(self) -> None:
+        """End worker processes."""
+        self._pool.close()
+        for session in self._sessions.values():
+            session.env.close()
 
     def _describe(self, client: bytes, letter: Letter) -> Letter:
         env = self._environment(read(letter.body, "env_id", str), 1)
@@ -103,9 +115,12 @@ class Service:
         env = BridgeVectorEnv(
             read(letter.body, "env_id", str),
             num_envs,
-            workers=self._workers,
+            workers=self._workers if self._workers > 1 and num_envs > FEW else 0,
+            autoreset_mode=read(letter.body, "autoreset_mode", str),
             max_episode_steps=read_optional(letter.body, "max_episode_steps"),
             tasks=tasks or None,
+            actions=read(letter.body, "actions", str),
+            **read(letter.body, "options", dict),
         )
         self._sessions[client, read(letter.body, "session", str)] = Session(env=env)
         while len(self._sessions) > MAX_SESSIONS:
@@ -125,16 +140,21 @@ class Service:
 
     def _reset(self, client: bytes, letter: Letter) -> Letter:
         session = self._session(client, letter)
-        observation, _ = session.env.reset(seed=read_optional(letter.body, "seed"))
-        return answer(letter, {}, observation=observation)
+        tasks = [task_from_json(task) for task in read_maps(letter.body, "tasks")]
+        options: dict[str, object] = {"tasks": tasks} if tasks else {}
+        if "mask" in letter.arrays:
+            options["reset_mask"] = np.array(letter.arrays["mask"], dtype=np.bool_)
+        observation, infos = session.env.reset(seed=read_optional(letter.body, "seed"), options=options)
+        return answer(letter, {}, observation=observation, **infos_to_arrays(infos))
 
     def _step(self, client: bytes, letter: Letter) -> Letter:
         session = self._session(client, letter)
         action = letter.arrays.get("action")
         if action is None:
             raise ConfigError("request 'step' came without its array 'action'")
-        observation, reward, terminated, truncated, _ = session.env.step(action.astype(np.float32, copy=False))
-        return answer(letter, {}, observation=observation, reward=reward, terminated=terminated, truncated=truncated)
+        observation, reward, terminated, truncated, infos = session.env.step(action)
+        arrays = {"observation": observation, "reward": reward, "terminated": terminated, "truncated": truncated}
+        return answer(letter, {}, **arrays, **infos_to_arrays(infos))
 
     def _get_state(self, client: bytes, letter: Letter) -> Letter:
         return answer(letter, {}, **self._session(client, letter).env.get_state())
@@ -148,6 +168,13 @@ class Service:
         if session is not None:
             session.env.close()
         return answer(letter, {})
+
+
+def _share(letter: Letter) -> Share | None:
+    if "share" not in letter.body:
+        return None
+    first, of = read(letter.body, "share", list)
+    return Share(first=first, of=of)
 
 
 def answer(letter: Letter, body: Mapping[str, Json], **arrays: NDArray[np.generic]) -> Letter:

@@ -1,4 +1,4 @@
-"""N environments of one id with seeds, time limits and snapshots; resets are the caller's decision.
+"""N environments of one id with seeds, time limits, tasks and snapshots; resets are the caller's decision.
 
 Letters: E environments, O observation, A action.
 """
@@ -8,40 +8,47 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Final
+from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from env_bridge import linear_quadratic
+from env_bridge.generators import GENERATOR_WORDS, pack_generator, unpack_generator
 from env_bridge.gym_physics import GymSimulation
+from env_bridge.infos import Columns, Told
 from env_bridge.physics import Outcome, RobotSimulation, Simulation, check_state
-from env_bridge.robots import robot_for
+from env_bridge.robots import PICTURE_OPTIONS, robot_for
 from env_bridge.robots.anatomy import Floats
+from env_bridge.sensors import Sensors
 from swarm.environment import EnvironmentSpec, TaskParameters
 from swarm.errors import ActionError, ConfigError
 
 linear_quadratic.register()
-GENERATOR_WORDS: Final = 6  # 128-bit state, 128-bit increment, and numpy's buffered half word with its flag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
-    """What one step gave, each (E,) but ``observation`` (E, O); all float64 and bool.
+    """What one step gave, each (E,) but ``observation`` (E, O).
 
     Attributes:
         observation: after the step, before any reset.
         diverged: the simulation broke down; nothing else of that row means anything.
+        info: by key (E, …); only where infos were asked for.
+        told: infos of environments that step through their own class, as (index, info); only where asked for.
     """
 
-    observation: Floats
+    observation: NDArray[Any]
     reward: Floats
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     diverged: NDArray[np.bool_]
+    info: Columns = field(default_factory=dict)
+    told: Told = ()
 
     @property
     def ended(self) -> NDArray[np.bool_]:
@@ -67,16 +74,22 @@ def check_environment(env_id: str, tasks: tuple[TaskParameters, ...]) -> None:
     """
     env = VectorEnv(env_id, 1)
     try:
+        assert env.spec
         for task in tasks:
             env.set_tasks((task,))
     finally:
         env.close()
 
 
-def make_simulation(env_id: str, num_envs: int, workers: int) -> Simulation:
-    """Build the fastest exact simulation of ``env_id``. Raises ``ConfigError`` where Gymnasium cannot make it."""
+def make_simulation(env_id: str, num_envs: int, workers: int, options: Mapping[str, Any] | None = None) -> Simulation:
+    """Build the fastest exact simulation of ``env_id`` with its class's constructor options.
+
+    Raises:
+        ConfigError: an option that the class does not have, or Gymnasium cannot make it.
+    """
     find_spec(env_id)
-    robot = robot_for(env_id)
+    given = {name: _as_tuple(value) for name, value in (options or {}).items()}
+    robot = robot_for(env_id, {name: value for name, value in given.items() if name not in PICTURE_OPTIONS})
     if robot is not None:
         return RobotSimulation(robot, num_envs, workers)
     try:
@@ -84,9 +97,14 @@ def make_simulation(env_id: str, num_envs: int, workers: int) -> Simulation:
             warnings.filterwarnings(
                 "ignore", message=".*The environment .* is out of date", category=DeprecationWarning
             )
-            return GymSimulation(env_id, num_envs, workers)
-    except (gymnasium.error.Error, ImportError) as error:
+            return GymSimulation(env_id, num_envs, workers, given)
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise ConfigError(f"Gymnasium cannot make {env_id}: {error}") from error
+
+
+def _as_tuple(value: object) -> object:
+    """Ranges come as lists from letters and TOML."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 class VectorEnv:
@@ -95,33 +113,47 @@ class VectorEnv:
     Each environment has its own generator, equal to Gymnasium's ``np_random`` for the same seed.
     """
 
-    def __init__(self, env_id: str, num_envs: int, *, workers: int = 1, max_episode_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        workers: int = 1,
+        max_episode_steps: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        infos: bool = False,
+    ) -> None:
         if num_envs < 1 or workers < 1:
             raise ConfigError(f"got {num_envs} environments and {workers} workers; expected at least one of each")
-        registered = find_spec(env_id)
-        self._limit = registered.max_episode_steps
+        self._limit = find_spec(env_id).max_episode_steps
+        self._infos = infos
         self.env_id = env_id
         self.num_envs = num_envs
-        self.simulation = make_simulation(env_id, num_envs, workers)
+        self.simulation = make_simulation(env_id, num_envs, workers, options)
         self.generators = [np.random.Generator(np.random.PCG64(index)) for index in range(num_envs)]
         self.elapsed = np.zeros(num_envs, dtype=np.int64)
         self.tasks: tuple[TaskParameters, ...] = (TaskParameters(),) * num_envs
+        self._sensors = Sensors(num_envs)
+        self._everyone = np.arange(num_envs)
         self.set_time_limit(max_episode_steps)
 
     def set_time_limit(self, max_episode_steps: int | None) -> None:
-        """Set the time limit; ``None``: the environment's own. Raises ``ConfigError`` where there is neither."""
+        """Set the time limit; ``None``: the environment's own, if it has one. Raises ``ConfigError`` below one step."""
         limit = self._limit if max_episode_steps is None else max_episode_steps
-        if limit is None or limit < 1:
+        if limit is not None and limit < 1:
             raise ConfigError(f"{self.env_id}: got max_episode_steps={limit}, expected a number of steps above 0")
         self.max_episode_steps = limit
 
     @property
     def spec(self) -> EnvironmentSpec:
-        """Sizes and limits."""
+        """Sizes and limits. Raises ``ConfigError`` where a policy cannot live in them, or episodes need not end."""
+        observation, action = _boxes(self.simulation, self.env_id)
+        if self.max_episode_steps is None:
+            raise ConfigError(f"{self.env_id} has no time limit; give max_episode_steps, a number of steps above 0")
         return EnvironmentSpec(
             env_id=self.env_id,
-            observation_size=self.simulation.observe().shape[1],
-            action_size=len(self.simulation.action_low),
+            observation_size=observation.shape[0],
+            action_size=action.shape[0],
             action_low=tuple(self.simulation.action_low.tolist()),
             action_high=tuple(self.simulation.action_high.tolist()),
             max_episode_steps=self.max_episode_steps,
@@ -134,53 +166,86 @@ class VectorEnv:
             raise ConfigError(f"got {len(tasks)} tasks for {self.num_envs} environments")
         if tuple(tasks) != self.tasks:
             self.simulation.set_tasks(tasks)
+            self._sensors.set_tasks(tasks)
             self.tasks = tuple(tasks)
 
     def seed(self, seeds: Sequence[int | Sequence[int]]) -> None:
         """Give environment e the generator of ``SeedSequence(seeds[e])``, as Gymnasium's ``reset(seed)`` does."""
-        self.generators = [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))) for seed in seeds]
+        self.generators = [seed_generator(seed) for seed in seeds]
+        self._sensors.seed(range(self.num_envs))
 
-    def reset(self, indices: Iterable[int] | None = None) -> Floats:
-        """Start new episodes in ``indices`` (all, by default); return all observations (E, O)."""
-        for index in range(self.num_envs) if indices is None else indices:
-            self.simulation.reset(index, self.generators[index])
+    def reseed(self, seeds: Sequence[int | None]) -> None:
+        """Give environment e the generator of ``seeds[e]``; where that is ``None``, it keeps the one it has."""
+        for index, seed in enumerate(seeds):
+            if seed is not None:
+                self.generators[index] = seed_generator(seed)
+                self._sensors.seed((index,))
+
+    def reset(self, indices: Iterable[int] | None = None, options: Mapping[str, Any] | None = None) -> NDArray[Any]:
+        """Start new episodes in ``indices`` (all, by default); return all observations (E, O).
+
+        Args:
+            options: for environments that step through their own class.
+        """
+        chosen = range(self.num_envs) if indices is None else list(indices)
+        for index in chosen:
+            self.simulation.reset(index, self.generators[index], options)
             self.elapsed[index] = 0
-        return self.simulation.observe()
+        return self._sensors.reset(chosen, self.simulation.observe(), self.generators)
 
-    def check_action(self, action: NDArray[np.float32]) -> None:
-        """Raise ``ActionError`` naming environment and index of the first value that is not finite."""
-        if action.shape != (self.num_envs, len(self.simulation.action_low)):
-            wanted = (self.num_envs, len(self.simulation.action_low))
-            raise ActionError(f"actions have shape {action.shape}, expected {wanted}; nothing was stepped")
-        if not np.isfinite(action).all():
-            environment, index = (int(place) for place in np.argwhere(~np.isfinite(action))[0])
-            value = action[environment, index]
-            raise ActionError(f"action {index} of environment {environment} is {value}; nothing was stepped")
+    def observe(self) -> NDArray[Any]:
+        """What is seen of all environments as they are, (E, O): what the last step or reset returned."""
+        return self._sensors.last(self.simulation.observe())
 
-    def step(self, action: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> Step:
+    def reset_info(self) -> Columns:
+        """What resets tell of all environments as they are now, by key (E, …)."""
+        return self.simulation.reset_columns()
+
+    def told(self, rows: NDArray[np.bool_]) -> Told:
+        """What the last step or reset of ``rows`` told, of environments that step through their own class."""
+        return self.simulation.told(np.flatnonzero(rows).tolist())
+
+    def check_action(self, action: NDArray[Any]) -> None:
+        """Raise ``ActionError`` for a wrong shape, or naming environment and index of a value that is not finite."""
+        wanted = (self.num_envs, *(self.simulation.action_space.shape or ()))
+        check_action(action, wanted)
+
+    def step(self, action: NDArray[Any], active: NDArray[np.bool_] | None = None) -> Step:
         """Step all environments, or those that are ``active`` (the others' rows then mean nothing).
 
         Raises:
             ActionError: a value is not finite or the shape is wrong; nothing was stepped.
         """
         self.check_action(action)
-        indices = range(self.num_envs) if active is None else [int(index) for index in np.flatnonzero(active)]
+        indices = self._everyone if active is None else np.flatnonzero(active)
         outcome: Outcome = self.simulation.step(action, indices)
-        self.elapsed[indices] += 1
+        if active is None:
+            self.elapsed += 1
+        else:
+            self.elapsed[indices] += 1
         observation = self.simulation.observe()
+        truncated, terminated, diverged = outcome.truncated, outcome.terminated, outcome.diverged
+        if self.max_episode_steps is not None:
+            truncated = truncated | (self.elapsed >= self.max_episode_steps)
+        if observation.dtype.kind == "f" and not np.isfinite(observation).all():
+            diverged = diverged | ~np.isfinite(observation).reshape(self.num_envs, -1).all(axis=1)
+        if diverged.any():
+            terminated, truncated = terminated & ~diverged, truncated & ~diverged
         return Step(
-            observation=observation,
+            observation=self._sensors.sense(observation, active, self.generators),
             reward=outcome.reward,
-            terminated=outcome.terminated & ~outcome.diverged,
-            truncated=(outcome.truncated | (self.elapsed >= self.max_episode_steps)) & ~outcome.diverged,
-            diverged=outcome.diverged | ~np.isfinite(observation).all(axis=1),
+            terminated=terminated,
+            truncated=truncated,
+            diverged=diverged,
+            info=self.simulation.step_columns() if self._infos else {},
+            told=self.simulation.told(indices.tolist()) if self._infos else (),
         )
 
     def get_state(self) -> dict[str, NDArray[np.generic]]:
         """Everything that the future depends on: simulation, generators, elapsed steps. Leading axis E."""
-        state: dict[str, NDArray[np.generic]] = dict(self.simulation.get_state())
+        state: dict[str, NDArray[np.generic]] = dict(self.simulation.get_state()) | self._sensors.get_state()
         state["elapsed"] = self.elapsed.copy()
-        state["generator"] = np.array([_pack(generator) for generator in self.generators], dtype=np.uint64)
+        state["generator"] = np.stack([pack_generator(generator) for generator in self.generators])
         return state
 
     def set_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -189,9 +254,10 @@ class VectorEnv:
         words = take(state, "generator", np.uint64, (self.num_envs, GENERATOR_WORDS))
         simulated = {name: array for name, array in state.items() if name == "physics" or name.startswith("field.")}
         check_state(simulated, {})
+        self._sensors.set_state(state)
         self.simulation.set_state(simulated)  # type: ignore[arg-type]  # dtypes are checked inside
         self.elapsed[...] = elapsed
-        self.generators = [_unpack(row) for row in words]
+        self.generators = [unpack_generator(row) for row in words]
 
     def close(self) -> None:
         """Release the simulation."""
@@ -209,23 +275,30 @@ def take(
     return array
 
 
-_WORD = 1 << 64
+def seed_generator(seed: int | Sequence[int]) -> np.random.Generator:
+    """The generator that Gymnasium makes of ``seed``."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
 
 
-def _pack(generator: np.random.Generator) -> tuple[int, ...]:
-    state = generator.bit_generator.state
-    inner = state["state"]
-    words = (*divmod(inner["state"], _WORD), *divmod(inner["inc"], _WORD), state["has_uint32"], state["uinteger"])
-    return tuple(int(word) for word in words)
+def check_action(action: NDArray[Any], wanted: tuple[int, ...]) -> None:
+    """Raise ``ActionError`` unless actions have the ``wanted`` shape (E, …) and are finite."""
+    if action.shape != wanted:
+        raise ActionError(f"actions have shape {action.shape}, expected {wanted}; nothing was stepped")
+    if action.dtype.kind == "f" and not np.isfinite(action).all():
+        environment, *place = (int(number) for number in np.argwhere(~np.isfinite(action))[0])
+        value = action[(environment, *place)]
+        name = " ".join(str(number) for number in place)
+        raise ActionError(f"action {name} of environment {environment} is {value}; nothing was stepped")
 
 
-def _unpack(words: NDArray[np.generic]) -> np.random.Generator:
-    high, low, inc_high, inc_low, has_half, half = (int(word) for word in words)
-    generator = np.random.Generator(np.random.PCG64())
-    generator.bit_generator.state = {
-        "bit_generator": "PCG64",
-        "state": {"state": high * _WORD + low, "inc": inc_high * _WORD + inc_low},
-        "has_uint32": has_half,
-        "uinteger": half,
-    }
-    return generator
+def _boxes(simulation: Simulation, env_id: str) -> tuple[Box, Box]:
+    """Return the spaces of observations and of actions. Raises ``ConfigError`` where a policy cannot live in them."""
+    observation, action = simulation.observation_space, simulation.action_space
+    if isinstance(observation, Box) and isinstance(action, Box) and len(observation.shape) == len(action.shape) == 1:
+        if np.isfinite([action.low, action.high]).all():
+            return observation, action
+        raise ConfigError(f"{env_id} has actions without limits; expected a Box with finite limits")
+    found = [f"{type(space).__name__}{space.shape}" for space in (action, observation)]
+    raise ConfigError(
+        f"{env_id} has actions {found[0]} and observations {found[1]}; expected a one-dimensional Box of each"
+    )

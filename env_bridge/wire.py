@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from env_bridge.tasks import task_from_json, task_to_json
 from swarm.environment import EpisodeStatistics, RolloutRequest, RolloutResult
-from swarm.errors import CodecError, ConfigError
+from swarm.errors import ActionError, CodecError, ConfigError, PeerLost, SwarmError
 from swarm.messages import Arrays, Json
 
 MAGIC: Final = b"bridge1"
@@ -198,6 +198,22 @@ def letter_to_result(letter: Letter) -> RolloutResult:
     )
 
 
+def raise_error(reply: Letter) -> Letter:
+    """Return the reply, if it is one. Raises the error that it names."""
+    if reply.kind == "ok":
+        return reply
+    text = str(reply.body.get("text", ""))
+    match reply.kind:
+        case "config-error":
+            raise ConfigError(text)
+        case "action-error":
+            raise ActionError(text)
+        case "session-lost":
+            raise PeerLost(text)
+        case _:
+            raise SwarmError(f"the bridge failed: {text}")
+
+
 def read(body: Mapping[str, Json], key: str, kind: type[Any]) -> Any:  # noqa: ANN401 - the caller names the type
     """The value of ``key``. Raises ``ConfigError`` unless it is a ``kind`` (and no bool where a number is meant)."""
     value = body.get(key)
@@ -225,3 +241,8 @@ def read_floats(body: Mapping[str, Json], key: str) -> tuple[float, ...]:
     if not all(isinstance(item, float) for item in value):
         raise ConfigError(f"request field {key!r}: expected a list of numbers")
     return tuple(value)
+
+
+def read_optional_map(body: Mapping[str, Json], key: str) -> dict[str, Json] | None:
+    """A map or nothing. Raises ``ConfigError`` otherwise."""
+    return None if body.get(key) is None else cast(dict[str, Json], read(body, key, dict))

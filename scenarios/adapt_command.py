@@ -14,7 +14,8 @@ from rich.table import Table
 from agents.config import AdaptConfig, TeamConfig
 from agents.deployment import adapted_path
 from agents.intervals import Estimate, estimate_mean
-from env_bridge.tasks import check_task_fits, combine, held_out_tasks, parse_shift
+from env_bridge.suites import held_out_tasks
+from env_bridge.tasks import check_task_fits, combine, parse_shift
 from scenarios.observer import AdaptationOutcome
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError

@@ -63,7 +63,7 @@ async def adapt_run(
     pinned = await asyncio.to_thread(Pinned, run_dir, team, manifest.round_index)
     source = AdaptableTeam(pinned)
     outcomes = []
-    async with bridge_alone(scenario, run_dir / "logs" / "adapt.log") as bridge:
+    async with bridge_alone(scenario.workers, run_dir / "logs" / "adapt.log") as bridge:
         for shift, task in zip(shifts, tasks, strict=True):
             adaptation = Adaptation(bridge, team, source, settings, label=f"adapt-{seed}", compute=asyncio.to_thread)
             result = await adaptation.run(member, task)
@@ -105,7 +105,7 @@ async def evaluate_adapted(run_dir: Path, name: str, *, episodes: int = 10, seed
     """
     adapted, requests = _requests(run_dir, name, episodes, seed)
     scenario = RunDirectory.open(run_dir).scenario()
-    async with bridge_alone(scenario, run_dir / "logs" / "evaluate.log") as bridge:
+    async with bridge_alone(scenario.workers, run_dir / "logs" / "evaluate.log") as bridge:
         results = [await bridge.rollout(request) for request in requests]
     rows = [row for result in results for row in episodes_played(result.episodes, 1)][:episodes]
     return EvaluationOutcome(

@@ -87,7 +87,7 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
         "Measure this project beside its peers and the machine's limit, in one run; quote the ratios.",
         "swarm bench update --json",
     )
-    bench.add_argument("name", metavar="NAME", help="ssm, update, maml, … (a wrong name lists all)")
+    bench.add_argument("name", metavar="NAME", help="bridge, ssm, update, … (a wrong name lists all)")
     bench.add_argument(
         "--threads", metavar="N", type=_positive, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)"
     )
@@ -155,9 +155,7 @@ def _add_run_directory_commands(commands: argparse._SubParsersAction[_Parser]) -
     _add_directory(adapt)
     _add_adapt_options(adapt)
     _add_export(commands)
-    video = _command(commands, "video", "Film the trained policy to video.mp4.", "swarm video runs/halfcheetah-0")
-    _add_directory(video)
-    _add_adapted(video)
+    _add_video(commands)
 
 
 def _add_adapt_options(adapt: _Parser) -> None:
@@ -202,6 +200,38 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--format", metavar="F", help="safetensors, pt2 (torch.export) or onnx (default: as PATH ends, or safetensors)"
     )
     _add_json(export)
+
+
+def _add_video(commands: argparse._SubParsersAction[_Parser]) -> None:
+    video = _command(
+        commands,
+        "video",
+        "Film a trained policy: MP4, GIF, contact sheet, two policies side by side (docs/pictures.md).",
+        "swarm video runs/halfcheetah-0\n"
+        "         swarm video runs/halfcheetah-0 --shift gravity=1.5 --beside policy.safetensors --out film.gif",
+    )
+    video.add_argument(
+        "source",
+        metavar="POLICY",
+        type=Path,
+        help="a run directory, a checkpoint in one, a file that swarm export wrote, or an adapted policy's file",
+    )
+    video.add_argument("--round", metavar="N", type=_round_number, help="a kept round of the run (default: the newest)")
+    video.add_argument("--member", metavar="NAME", help="whose policy (default: the one that the run reported)")
+    _add_adapted(video)
+    video.add_argument("--beside", metavar="POLICY", type=Path, help="a second one, in the same states and task")
+    video.add_argument(
+        "--shift", metavar="KEY=VALUE,…", help="changed dynamics and goals, as in gravity=1.5,crippled=2 or velocity=2"
+    )
+    video.add_argument("--seed", metavar="N", type=_round_number, help="names the initial states")
+    video.add_argument("--seconds", metavar="S", type=float, default=10.0, help="length at most (default: 10)")
+    video.add_argument("--size", metavar="WxH", default="480x360", help="pixels of each picture (default: 480x360)")
+    video.add_argument("--format", choices=("mp4", "gif", "both"), help="kind of film (default: as PATH ends, or mp4)")
+    video.add_argument(
+        "--sheet", metavar="CxR", nargs="?", const="4x3", help="also a PNG of moments in C columns and R rows"
+    )
+    video.add_argument("--out", metavar="PATH", type=Path, help="file to write: .mp4, .gif or .png (default: see docs)")
+    _add_json(video)
 
 
 def _command(commands: argparse._SubParsersAction[_Parser], name: str, purpose: str, example: str) -> _Parser:

@@ -127,15 +127,21 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def video(arguments: argparse.Namespace) -> int:
-    """Film the trained policy."""
-    from scenarios.runner import video_run
+    """Film a policy, or two side by side."""
+    from scenarios.filming import film
+    from scenarios.video_command import Progress, plan_film
 
-    opened = RunDirectory.open(arguments.run_dir)
-    opened.require_checkpoint()
-    if arguments.adapted is not None:
-        load_adapted(opened.path, arguments.adapted)
-    path = _briefly(video_run(opened.path, adapted=arguments.adapted), "filming the trained policy")
-    Console().print(f"wrote {path}", highlight=False, markup=False)
+    plan = plan_film(arguments)
+    with Progress(sys.stderr) as progress:
+        work = film(
+            plan.sources, plan.paths, shift=plan.shift, seed=plan.seed, options=plan.options, on_frame=progress.show
+        )
+        written = _briefly(work, plan.what)
+    if arguments.json:
+        _print_json({"paths": written})
+        return 0
+    names = ", ".join(map(str, written))
+    Console().print(f"wrote {names}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -188,10 +194,11 @@ def bench(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(found)
         return 0
+    numbers = list(found["ratios_by_threads"])
     table = Table(box=None, header_style="dim")
-    for heading in ("ratio (theirs / our time)", *(f"{number} threads" for number in arguments.threads)):
+    for heading in ("ratio (theirs / our time)", *(f"{number} threads" for number in numbers)):
         table.add_column(heading)
-    by_threads = [_leaves(found["ratios_by_threads"][str(number)]) for number in arguments.threads]
+    by_threads = [_leaves(found["ratios_by_threads"][number]) for number in numbers]
     for name in by_threads[0]:
         table.add_row(name, *(_ratio_text(ratios.get(name)) for ratios in by_threads))
     Console().print(table)
@@ -284,7 +291,8 @@ async def _session(
     resume: bool,
 ) -> RunOutcome:
     """Train, then film, under the view and all recorders."""
-    from scenarios.runner import run_scenario, video_run
+    from scenarios.filming import film, find_source
+    from scenarios.runner import run_scenario
 
     with TensorboardLog(run) as curves:
         observer = Observers((events, curves, view))
@@ -293,7 +301,7 @@ async def _session(
             if scenario.video and outcome.status == "done":
                 observer.on_phase("filming the trained policy")
                 try:
-                    await video_run(run.path)
+                    await film([find_source(run.path)], [run.video_file])
                 except ConfigError as error:  # rendering is optional: the run is good without a film
                     observer.on_phase(f"no video: {error}")
                     sys.stderr.write(f"swarm: note: no video: {error}\n")

@@ -1,4 +1,4 @@
-"""Run a scenario and use what it trained: `run_scenario`, `evaluate_run`, `video_run`."""
+"""Run a scenario and use what it trained: `run_scenario`, `evaluate_run`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import structlog
 
 from agents.records import deployed_member, newest_checkpoint
 from agents.trials import episodes_played
-from scenarios.adapting import adapted_request
 from scenarios.observer import EvaluationOutcome, Observer, ProcessEvent, RunOutcome
 from scenarios.run_directory import RunDirectory
 from scenarios.scenario import Scenario
@@ -147,7 +145,7 @@ async def evaluate_run(run_dir: Path, *, episodes: int = 10, seed: int | None = 
     member = deployed_member(run_dir, manifest)
     pinned = await asyncio.to_thread(Pinned, run_dir, scenario.team, manifest.round_index)
     requests = await asyncio.to_thread(evaluation_blocks, pinned, member, episodes, seed)
-    async with bridge_alone(scenario, run_dir / "logs" / "evaluate.log") as bridge:
+    async with bridge_alone(scenario.workers, run_dir / "logs" / "evaluate.log") as bridge:
         results = [await bridge.rollout(request) for request in requests]
     trials = bool(scenario.team.train_tasks)
     number = scenario.team.trials.episodes if trials else 1
@@ -160,29 +158,3 @@ async def evaluate_run(run_dir: Path, *, episodes: int = 10, seed: int | None = 
         lengths=tuple(row.mean_length for row in rows),
         curves=tuple(row.returns for row in rows) if trials else (),
     )
-
-
-async def video_run(run_dir: Path, output: Path | None = None, *, adapted: str | None = None) -> Path:
-    """Film one episode of the deployed member, or of the policy saved as ``adapted``, and return the MP4's path.
-
-    Raises:
-        CheckpointError: nothing is committed.
-        ConfigError: there is no such adapted policy, or rendering is not possible here; the text says which Debian
-            package it needs.
-    """
-    from agents.pinned import Pinned
-    from agents.rollouts import video_request
-    from env_bridge.render import render_video
-
-    scenario, manifest = RunDirectory.open(run_dir).scenario(), newest_checkpoint(run_dir)
-    if adapted is not None:
-        request = await asyncio.to_thread(adapted_request, run_dir, adapted)
-    else:
-        pinned = await asyncio.to_thread(Pinned, run_dir, scenario.team, manifest.round_index)
-        request = await asyncio.to_thread(video_request, pinned, deployed_member(run_dir, manifest))
-    async with bridge_alone(scenario, run_dir / "logs" / "video.log") as bridge:
-        result = await bridge.rollout(request)
-    length = min(row.length for row in result.episodes if row.environment == 0)
-    target = output or RunDirectory(run_dir).video_file
-    positions = np.asarray(result.columns["qpos"][:length, 0], np.float64)
-    return await asyncio.to_thread(render_video, positions, scenario.team.env_id, target)

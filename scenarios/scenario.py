@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final, Self, TypeVar, cast, get_args, get_origin
 
 from agents.config import MEMBERS, MODES, TeamConfig
-from env_bridge.tasks import check_task_fits, combine, train_and_test_tasks
+from env_bridge.suites import train_and_test_tasks
+from env_bridge.tasks import check_task_fits, combine
 from scenarios.toml_text import to_toml
 from scenarios.validation import decode, nearest, settings_of
 from swarm.errors import ConfigError

@@ -71,12 +71,12 @@ def bridge_command(sockets: str | Path, workers: int) -> tuple[str, ...]:
 
 
 @contextlib.asynccontextmanager
-async def bridge_alone(scenario: Scenario, log_path: Path) -> AsyncIterator[Bridge]:
-    """Run a bridge process without a swarm, for evaluation, adaptation and video of a finished run."""
+async def bridge_alone(workers: int, log_path: Path) -> AsyncIterator[Bridge]:
+    """Run a bridge process with ``workers`` without a swarm, to evaluate, adapt and film what a run trained."""
     async with contextlib.AsyncExitStack() as stack:
         sockets = stack.enter_context(socket_directory())
         supervisor = await stack.enter_async_context(Supervisor())
-        command = bridge_command(sockets, scenario.workers)
+        command = bridge_command(sockets, workers)
         await supervisor.start(ProcessSpec(name="bridge", argv=command, log_path=log_path))
         client = await connect({"endpoint": f"ipc://{sockets}/{BRIDGE_SOCKET}", "patience_s": BRIDGE_PATIENCE_S})
         stack.push_async_callback(client.aclose)

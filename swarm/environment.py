@@ -30,6 +30,13 @@ class TaskParameters:
         damping: factor on all joint dampings.
         actuator_gain: factor on all actuator gains.
         crippled: index of the actuator that has no effect; ``None``: none.
+        goal_x: target position in metres in the x-y plane, from the origin; the reward's velocity term becomes minus
+            the distance to it. ``None``: 0 where ``goal_y`` is given, else no target position. Goes with neither
+            ``velocity`` nor ``direction``.
+        goal_y: likewise (for planar robots 0 or ``None``).
+        observation_delay: how many environment steps old an observation is; the first ones of an episode are that of
+            its reset.
+        sensor_noise: standard deviation of the normal noise on each observation, in units of that observation.
     """
 
     velocity: float | None = None
@@ -40,6 +47,10 @@ class TaskParameters:
     damping: float = 1.0
     actuator_gain: float = 1.0
     crippled: int | None = None
+    goal_x: float | None = None
+    goal_y: float | None = None
+    observation_delay: int = 0
+    sensor_noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

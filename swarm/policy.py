@@ -42,7 +42,11 @@ class PolicyInput:
 
 
 class Policy(Protocol):
-    """A pure function of weights and input; the same bits for the same block shape."""
+    """A pure function of weights and input; the same bits for the same block shape.
+
+    A policy with a true attribute ``takes_blocks`` is given several blocks at once, (k · `BLOCK_SIZE`, …), and answers
+    with the bits that it would give block by block.
+    """
 
     state_size: int
 

@@ -8,47 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from env_bridge.goals import Goals
+
 Floats: TypeAlias = NDArray[np.float64]
 Fields: TypeAlias = Mapping[str, Floats]
 FieldSource: TypeAlias = Callable[[mujoco.MjModel, mujoco.MjData], Floats]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Goals:
-    """Target velocity and heading of each environment, where it has one; see `swarm.environment.TaskParameters`.
-
-    Attributes:
-        velocity: (E,) m/s, NaN where the environment's own reward counts.
-        heading: (E, 2) unit vector of the forward direction; (1, 0) is the environment's own.
-        is_own: no environment has a goal, so that Gymnasium's formula holds for all.
-    """
-
-    velocity: Floats
-    heading: Floats
-    is_own: bool
-
-    def speed(self, velocity: Floats) -> Floats:
-        """Speed along the heading, (E,), of velocities (E, 2)."""
-        if self.is_own:
-            return velocity[:, 0]
-        along = velocity[:, 0] * self.heading[:, 0] + velocity[:, 1] * self.heading[:, 1]
-        own = (self.heading[:, 0] == 1.0) & (self.heading[:, 1] == 0.0)
-        result: Floats = np.where(own, velocity[:, 0], along)
-        return result
-
-    def forward_reward(self, weight: float, velocity: Floats) -> Floats:
-        """``weight`` × speed along the heading, or −|speed − target| where there is a target velocity."""
-        speed = self.speed(velocity)
-        if self.is_own:
-            return weight * speed
-        result: Floats = np.where(np.isnan(self.velocity), weight * speed, -np.abs(speed - self.velocity))
-        return result
+ConstantSource: TypeAlias = Callable[[mujoco.MjModel], Floats]
+Info: TypeAlias = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,26 +28,48 @@ class Transition:
     """One step of all environments, as a robot judges it.
 
     Attributes:
-        fields: batched simulation fields after the step.
+        fields: batched simulation fields after the step, and constants.
+        position: (E, 2) of the robot's reference point after the step, in metres.
         velocity: (E, 2) m/s of the robot's reference point in the x-y plane over the step.
         action: (E, A) float32 as given to the environment.
-        goals: what the environments ask for.
+        goals: what the environments ask for, seen from the robots' positions after the step.
     """
 
     fields: Fields
+    position: Floats
     velocity: Floats
     action: NDArray[np.float32]
     goals: Goals
 
 
-class Robot(Protocol):
-    """Observation, reward and termination of one robot, equal to Gymnasium's class to the last bit.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judgement:
+    """What a step earned; new arrays, each (E,), in the types that Gymnasium's terms have.
 
     Attributes:
-        xml_file: model file among Gymnasium's assets.
+        reward: float64.
+        terminated: the robot fell, or whatever else ends its episode.
+        forward: reward for speed, float64.
+        survive: reward for being healthy, of robots that have one; integers where the option ``healthy_reward`` is one.
+        control: cost of the actions, in float32 where Gymnasium squares the action itself.
+        contact: cost of contact forces, float64, of robots that have one.
+    """
+
+    reward: Floats
+    terminated: NDArray[np.bool_]
+    forward: Floats
+    control: NDArray[np.floating]
+    survive: NDArray[Any] | None = None
+    contact: Floats | None = None
+
+
+class Robot(Protocol):
+    """Observation, reward, termination and infos of one robot, equal to Gymnasium's class to the last bit.
+
+    Attributes:
+        xml_file: model file, as Gymnasium's environments take it.
         frame_skip: physics steps per environment step.
         planar: the robot moves in the x-z plane, so that its heading is 0 or π.
-        reset_noise_scale: scale of the noise of the initial state.
         reads_contact_forces: ``cfrc_ext`` is read, so ``mj_rnePostConstraint`` must run after each step.
     """
 
@@ -92,11 +86,11 @@ class Robot(Protocol):
     def reads_contact_forces(self) -> bool: ...  # noqa: D102
 
     def views(self) -> Mapping[str, FieldSource]:
-        """Simulation arrays that the robot reads, by name, as views; ``qpos`` and ``qvel`` among them."""
+        """Simulation arrays that the robot reads, by name, as contiguous views; ``qpos`` and ``qvel`` among them."""
         ...
 
-    def computed(self) -> Mapping[str, FieldSource]:
-        """Further fields, computed anew after each step."""
+    def constants(self) -> Mapping[str, ConstantSource]:
+        """Further fields, which depend on the model alone."""
         ...
 
     def draw_state(self, generator: np.random.Generator, qpos: Floats, qvel: Floats) -> tuple[Floats, Floats]:
@@ -104,15 +98,23 @@ class Robot(Protocol):
         ...
 
     def observe(self, fields: Fields) -> Floats:
-        """Observation (E, O)."""
+        """Observation (E, O), a new array."""
         ...
 
     def locate(self, fields: Fields) -> Floats:
-        """Position (E, 2) of the reference point whose velocity is rewarded, in metres."""
+        """Position (E, 2) of the reference point whose velocity is rewarded, in metres, a new array."""
         ...
 
-    def judge(self, transition: Transition) -> tuple[Floats, NDArray[np.bool_]]:
-        """Reward (E,) and termination (E,)."""
+    def judge(self, transition: Transition) -> Judgement:
+        """Reward and termination."""
+        ...
+
+    def info(self, transition: Transition, judgement: Judgement) -> Info:
+        """Gymnasium's info of a step, (E, …) by key, in its order and with its types; new arrays or the judgement's."""
+        ...
+
+    def reset_info(self, fields: Fields) -> Info:
+        """Gymnasium's info of a reset to the state of ``fields``, (E, …) by key; new arrays."""
         ...
 
 
@@ -141,10 +143,33 @@ def flatten(field: Floats) -> Floats:
 
 def along_x(qpos: Floats) -> Floats:
     """Position (E, 2) of a planar robot from its generalised positions (E, nq)."""
-    return np.stack((qpos[:, 0], np.zeros(len(qpos))), axis=1)
+    position = np.zeros((len(qpos), 2))
+    position[:, 0] = qpos[:, 0]
+    return position
+
+
+def sum_of_squares(rows: Floats) -> Floats:
+    """Sum over each row of (E, N), in the order of ``np.sum(np.square(row))``: rows are contiguous for the sum."""
+    total: Floats = np.add.reduce(np.square(rows, order="C"), axis=1)
+    return total
 
 
 def control_cost(weight: float, action: NDArray[np.floating]) -> NDArray[np.floating]:
     """``weight`` · Σ action², (E,), in the precision of ``action`` (float32 where Gymnasium uses the action itself)."""
-    cost: NDArray[np.floating] = weight * np.sum(np.square(action), axis=1)
+    cost: NDArray[np.floating] = weight * np.add.reduce(np.square(action, order="C"), axis=1)
     return cost
+
+
+def survival(version: int, healthy: NDArray[np.bool_], reward: float, *, terminates: bool) -> NDArray[Any]:
+    """Healthy reward (E,). Version 4 pays it on the terminal step too, and always as float64."""
+    if version == 4:
+        paid = np.ones(len(healthy)) if terminates else healthy.astype(np.float64)
+        return paid * reward
+    earned: NDArray[Any] = healthy * reward
+    return earned
+
+
+def distance_from_origin(position: Floats) -> Floats:
+    """Euclidean norm (E,) of positions (E, 2), by the dot product that ``np.linalg.norm`` uses for one vector."""
+    distance: Floats = np.sqrt(np.vecdot(position, position))
+    return distance

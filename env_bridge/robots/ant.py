@@ -4,30 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from env_bridge.robots.anatomy import (
+    ConstantSource,
     Fields,
     FieldSource,
     Floats,
+    Info,
+    Judgement,
     Transition,
     control_cost,
+    distance_from_origin,
     flatten,
     read_contact_forces,
     read_qpos,
     read_qvel,
+    sum_of_squares,
+    survival,
 )
+from env_bridge.robots.options import Reader, body, count, flag, limits, number, path, scale
 
-TORSO = 1  # body index of the torso, in both versions
-
-
-def read_torso(model: mujoco.MjModel, data: mujoco.MjData) -> Floats:
-    """View of the torso's x and y. After a step it lags the generalised positions by one physics step."""
-    view: Floats = data.xpos[TORSO, :2]
-    return view
+_BOTH: Final[Mapping[str, Reader]] = {
+    "xml_file": path,
+    "ctrl_cost_weight": number,
+    "contact_cost_weight": number,
+    "healthy_reward": number,
+    "terminate_when_unhealthy": flag,
+    "healthy_z_range": limits,
+    "contact_force_range": limits,
+    "reset_noise_scale": scale,
+    "exclude_current_positions_from_observation": flag,
+}
+OPTIONS: Final[Mapping[int, Mapping[str, Reader]]] = {
+    4: {**_BOTH, "use_contact_forces": flag},
+    5: {
+        **_BOTH,
+        "frame_skip": count,
+        "forward_reward_weight": number,
+        "main_body": body,
+        "include_cfrc_ext_in_observation": flag,
+    },
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +60,18 @@ class Ant:
 
     Attributes:
         version: 4 pays the healthy reward on the terminal step as well, and leaves contact forces out by default.
-        observes_contact_forces: v4 ``use_contact_forces``, v5 ``include_cfrc_ext_in_observation``.
-        pays_contact_cost: v4 ``use_contact_forces``; always in v5.
+        use_contact_forces: v4 only: observe and pay for contact forces; v5 always pays.
+        include_cfrc_ext_in_observation: v5 only.
+        main_body: number or name of the body whose velocity is rewarded; v4's is always "torso".
     """
 
     version: int
-    observes_contact_forces: bool
-    pays_contact_cost: bool
+    main_body: int | str
     xml_file: str = "ant.xml"
     frame_skip: int = 5
     forward_reward_weight: float = 1.0
     ctrl_cost_weight: float = 0.5
+    use_contact_forces: bool = False
     contact_cost_weight: float = 5e-4
     healthy_reward: float = 1.0
     terminate_when_unhealthy: bool = True
@@ -56,21 +79,32 @@ class Ant:
     contact_force_range: tuple[float, float] = (-1.0, 1.0)
     reset_noise_scale: float = 0.1
     exclude_current_positions_from_observation: bool = True
+    include_cfrc_ext_in_observation: bool = True
     planar: bool = False
+
+    @property
+    def observes_contact_forces(self) -> bool:
+        """Whether the observation has contact forces."""
+        return self.use_contact_forces if self.version == 4 else self.include_cfrc_ext_in_observation
 
     @property
     def reads_contact_forces(self) -> bool:
         """Whether ``cfrc_ext`` is needed."""
-        return self.observes_contact_forces or self.pays_contact_cost
+        return self.use_contact_forces or self.version == 5
 
     def views(self) -> Mapping[str, FieldSource]:
         """Positions, velocities, the torso and, where needed, contact forces."""
-        sources: dict[str, FieldSource] = {"qpos": read_qpos, "qvel": read_qvel, "torso": read_torso}
+        sources: dict[str, FieldSource] = {"qpos": read_qpos, "qvel": read_qvel, "torso": self._read_torso}
         if self.reads_contact_forces:
             sources["cfrc_ext"] = read_contact_forces
         return sources
 
-    def computed(self) -> Mapping[str, FieldSource]:
+    def _read_torso(self, model: mujoco.MjModel, data: mujoco.MjData) -> Floats:
+        """View of x and y of the main body. After a step it lags the generalised positions by one physics step."""
+        view: Floats = data.xpos[model.body(self.main_body).id, :2]
+        return view
+
+    def constants(self) -> Mapping[str, ConstantSource]:
         """Nothing further."""
         return {}
 
@@ -82,11 +116,11 @@ class Ant:
         return position, velocity
 
     def _contact_forces(self, fields: Fields) -> Floats:
-        forces: Floats = np.clip(fields["cfrc_ext"], *self.contact_force_range)
+        forces: Floats = fields["cfrc_ext"].clip(*self.contact_force_range)
         return forces
 
     def observe(self, fields: Fields) -> Floats:
-        """Positions (without x and y), velocities and, in v5, contact forces of all bodies but the world."""
+        """Positions (without x and y), velocities and, if asked for, contact forces (in v5 without the world's)."""
         first = 2 if self.exclude_current_positions_from_observation else 0
         parts = [fields["qpos"][:, first:], fields["qvel"]]
         if self.observes_contact_forces:
@@ -95,30 +129,76 @@ class Ant:
         return np.concatenate(parts, axis=1)
 
     def locate(self, fields: Fields) -> Floats:
-        """Position of the torso, (E, 2)."""
+        """Position of the main body, (E, 2)."""
         return fields["torso"].copy()
 
     def is_healthy(self, fields: Fields) -> NDArray[np.bool_]:
         """State finite and height inside its closed range, (E,)."""
         height = fields["qpos"][:, 2]
-        finite = np.isfinite(fields["qpos"]).all(axis=1) & np.isfinite(fields["qvel"]).all(axis=1)
         low, high = self.healthy_z_range
-        healthy: NDArray[np.bool_] = finite & (low <= height) & (height <= high)
+        healthy: NDArray[np.bool_] = (low <= height) & (height <= high)
+        for state in (fields["qpos"], fields["qvel"]):
+            healthy &= np.logical_and.reduce(np.isfinite(state), axis=1)
         return healthy
 
-    def judge(self, transition: Transition) -> tuple[Floats, NDArray[np.bool_]]:
+    def judge(self, transition: Transition) -> Judgement:
         """Forward and healthy reward minus control and contact cost; terminated where unhealthy."""
-        healthy = self.is_healthy(transition.fields)
-        pays = healthy | (self.version == 4 and self.terminate_when_unhealthy)
+        healthy, terminates = self.is_healthy(transition.fields), self.terminate_when_unhealthy
         forward = transition.goals.forward_reward(self.forward_reward_weight, transition.velocity)
-        rewards = forward + pays * self.healthy_reward
-        costs = control_cost(self.ctrl_cost_weight, transition.action)
-        if self.pays_contact_cost:
+        survive = survival(self.version, healthy, self.healthy_reward, terminates=terminates)
+        costs = control = control_cost(self.ctrl_cost_weight, transition.action)
+        contact: Floats | None = None
+        if self.reads_contact_forces:
             forces = flatten(self._contact_forces(transition.fields))
-            costs = costs + self.contact_cost_weight * np.sum(np.square(forces), axis=1)
-        return rewards - costs, ~healthy & self.terminate_when_unhealthy
+            contact = self.contact_cost_weight * sum_of_squares(forces)
+            costs = control + contact
+        return Judgement(
+            reward=forward + survive - costs,
+            terminated=~healthy if terminates else np.zeros_like(healthy),
+            forward=forward,
+            control=control,
+            survive=survive,
+            contact=contact,
+        )
+
+    def info(self, transition: Transition, judgement: Judgement) -> Info:
+        """Position and velocity of the main body, and the terms of the reward."""
+        assert judgement.survive is not None, "judged by another robot"
+        velocity = {"x_velocity": transition.velocity[:, 0].copy(), "y_velocity": transition.velocity[:, 1].copy()}
+        if self.version == 4:
+            # Gymnasium's v4 puts the contact cost, where there is one, into the place of the control cost.
+            cost = judgement.control if judgement.contact is None else judgement.contact
+            return {
+                "reward_forward": judgement.forward,
+                "reward_ctrl": -cost,
+                "reward_survive": judgement.survive,
+                **_place(transition.position),
+                **velocity,
+                "forward_reward": judgement.forward.copy(),
+            }
+        assert judgement.contact is not None, "judged by another robot"
+        return {
+            **_place(transition.fields["qpos"][:, :2]),
+            **velocity,
+            "reward_forward": judgement.forward,
+            "reward_ctrl": -judgement.control,
+            "reward_contact": -judgement.contact,
+            "reward_survive": judgement.survive,
+        }
+
+    def reset_info(self, fields: Fields) -> Info:
+        """Position, in v5."""
+        return {} if self.version == 4 else _place(fields["qpos"][:, :2])
+
+
+def _place(position: Floats) -> Info:
+    return {
+        "x_position": position[:, 0].copy(),
+        "y_position": position[:, 1].copy(),
+        "distance_from_origin": distance_from_origin(position),
+    }
 
 
 def ant(version: int) -> Ant:
     """Ant as Gymnasium's ``version`` builds it."""
-    return Ant(version=version, observes_contact_forces=version == 5, pays_contact_cost=version == 5)
+    return Ant(version=version, main_body="torso" if version == 4 else 1)

@@ -4,29 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from env_bridge.robots.anatomy import (
+    ConstantSource,
     Fields,
     FieldSource,
     Floats,
+    Info,
+    Judgement,
     Transition,
     along_x,
     control_cost,
     read_qpos,
     read_qvel,
 )
+from env_bridge.robots.options import Reader, count, flag, number, path, scale
+
+_BOTH: Final[Mapping[str, Reader]] = {
+    "forward_reward_weight": number,
+    "ctrl_cost_weight": number,
+    "reset_noise_scale": scale,
+    "exclude_current_positions_from_observation": flag,
+}
+OPTIONS: Final[Mapping[int, Mapping[str, Reader]]] = {
+    4: _BOTH,
+    5: {"xml_file": path, "frame_skip": count, **_BOTH},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HalfCheetah:
     """A planar robot of six joints; it runs and never terminates.
 
-    Source: ``gymnasium/envs/mujoco/half_cheetah_v5.py``; attributes are its constructor's options.
+    Source: ``gymnasium/envs/mujoco/half_cheetah_v{4,5}.py``; attributes are their constructors' options, and:
+
+    Attributes:
+        version: 4 tells nothing at resets, and calls the forward reward otherwise.
     """
 
+    version: int
     xml_file: str = "half_cheetah.xml"
     frame_skip: int = 5
     forward_reward_weight: float = 1.0
@@ -40,7 +59,7 @@ class HalfCheetah:
         """Generalised positions and velocities."""
         return {"qpos": read_qpos, "qvel": read_qvel}
 
-    def computed(self) -> Mapping[str, FieldSource]:
+    def constants(self) -> Mapping[str, ConstantSource]:
         """Nothing further."""
         return {}
 
@@ -60,8 +79,27 @@ class HalfCheetah:
         """Position of the front tip along x, (E, 2)."""
         return along_x(fields["qpos"])
 
-    def judge(self, transition: Transition) -> tuple[Floats, NDArray[np.bool_]]:
+    def judge(self, transition: Transition) -> Judgement:
         """Forward reward minus control cost; never terminated."""
         forward = transition.goals.forward_reward(self.forward_reward_weight, transition.velocity)
-        reward = forward - control_cost(self.ctrl_cost_weight, transition.action)
-        return reward, np.zeros(len(reward), dtype=np.bool_)
+        control = control_cost(self.ctrl_cost_weight, transition.action)
+        terminated = np.zeros(len(forward), dtype=np.bool_)
+        return Judgement(reward=forward - control, terminated=terminated, forward=forward, control=control)
+
+    def info(self, transition: Transition, judgement: Judgement) -> Info:
+        """Position and velocity along x, and the terms of the reward."""
+        return {
+            "x_position": transition.fields["qpos"][:, 0].copy(),
+            "x_velocity": transition.velocity[:, 0].copy(),
+            "reward_run" if self.version == 4 else "reward_forward": judgement.forward,
+            "reward_ctrl": -judgement.control,
+        }
+
+    def reset_info(self, fields: Fields) -> Info:
+        """Position along x, in v5."""
+        return {} if self.version == 4 else {"x_position": fields["qpos"][:, 0].copy()}
+
+
+def half_cheetah(version: int) -> HalfCheetah:
+    """HalfCheetah as Gymnasium's ``version`` builds it."""
+    return HalfCheetah(version=version)

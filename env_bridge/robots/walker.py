@@ -4,20 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
+import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from env_bridge.robots.anatomy import (
+    ConstantSource,
     Fields,
     FieldSource,
     Floats,
+    Info,
+    Judgement,
     Transition,
     along_x,
     control_cost,
     read_qpos,
     read_qvel,
+    survival,
 )
+from env_bridge.robots.options import Reader, count, flag, limits, number, path, scale
+
+MAX_OBSERVED_SPEED: Final = 10.0
+
+_BOTH: Final[Mapping[str, Reader]] = {
+    "forward_reward_weight": number,
+    "ctrl_cost_weight": number,
+    "healthy_reward": number,
+    "terminate_when_unhealthy": flag,
+    "healthy_z_range": limits,
+    "healthy_angle_range": limits,
+    "reset_noise_scale": scale,
+    "exclude_current_positions_from_observation": flag,
+}
+_MODEL: Final[Mapping[str, Reader]] = {"xml_file": path, "frame_skip": count}
+WALKER2D_OPTIONS: Final[Mapping[int, Mapping[str, Reader]]] = {4: _BOTH, 5: {**_MODEL, **_BOTH}}
+HOPPER_OPTIONS: Final[Mapping[int, Mapping[str, Reader]]] = {
+    version: {**readers, "healthy_state_range": limits} for version, readers in WALKER2D_OPTIONS.items()
+}
+
+
+def read_initial_height(model: mujoco.MjModel) -> Floats:
+    """Height of the torso in the model's initial state, ()."""
+    return np.array(model.qpos0[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +57,11 @@ class Walker:
     Source: ``gymnasium/envs/mujoco/{walker2d,hopper}_v{4,5}.py``; attributes are their constructors' options, and:
 
     Attributes:
-        always_pays_health: v4 pays the healthy reward on the terminal step as well.
+        version: 4 pays the healthy reward on the terminal step as well, and tells position and velocity only.
         healthy_state_range: Hopper only; ``None``: not looked at.
     """
 
+    version: int
     xml_file: str
     frame_skip: int = 4
     forward_reward_weight: float = 1.0
@@ -42,7 +73,6 @@ class Walker:
     healthy_angle_range: tuple[float, float]
     reset_noise_scale: float = 5e-3
     exclude_current_positions_from_observation: bool = True
-    always_pays_health: bool
     planar: bool = True
     reads_contact_forces: bool = False
 
@@ -50,9 +80,9 @@ class Walker:
         """Generalised positions and velocities."""
         return {"qpos": read_qpos, "qvel": read_qvel}
 
-    def computed(self) -> Mapping[str, FieldSource]:
-        """Nothing further."""
-        return {}
+    def constants(self) -> Mapping[str, ConstantSource]:
+        """The initial height, which v5 tells heights against."""
+        return {} if self.version == 4 else {"initial_height": read_initial_height}
 
     def draw_state(self, generator: np.random.Generator, qpos: Floats, qvel: Floats) -> tuple[Floats, Floats]:
         """Uniform noise on positions and velocities."""
@@ -64,7 +94,8 @@ class Walker:
     def observe(self, fields: Fields) -> Floats:
         """Positions (without x) and velocities clipped to ±10."""
         first = 1 if self.exclude_current_positions_from_observation else 0
-        return np.concatenate((fields["qpos"][:, first:], np.clip(fields["qvel"], -10, 10)), axis=1)
+        velocity = fields["qvel"].clip(-MAX_OBSERVED_SPEED, MAX_OBSERVED_SPEED)
+        return np.concatenate((fields["qpos"][:, first:], velocity), axis=1)
 
     def locate(self, fields: Fields) -> Floats:
         """Position of the torso along x, (E, 2)."""
@@ -76,37 +107,67 @@ class Walker:
         healthy: NDArray[np.bool_] = (self.healthy_z_range[0] < height) & (height < self.healthy_z_range[1])
         healthy &= (self.healthy_angle_range[0] < angle) & (angle < self.healthy_angle_range[1])
         if self.healthy_state_range is not None:
-            state = np.concatenate((fields["qpos"], fields["qvel"]), axis=1)[:, 2:]
             low, high = self.healthy_state_range
-            healthy &= np.all((low < state) & (state < high), axis=1)
+            for state in (fields["qpos"][:, 2:], fields["qvel"]):
+                healthy &= np.logical_and.reduce((low < state) & (state < high), axis=1)
         return healthy
 
-    def judge(self, transition: Transition) -> tuple[Floats, NDArray[np.bool_]]:
+    def judge(self, transition: Transition) -> Judgement:
         """Forward and healthy reward minus control cost; terminated where unhealthy."""
-        healthy = self.is_healthy(transition.fields)
-        pays = healthy | (self.always_pays_health and self.terminate_when_unhealthy)
+        healthy, terminates = self.is_healthy(transition.fields), self.terminate_when_unhealthy
         forward = transition.goals.forward_reward(self.forward_reward_weight, transition.velocity)
-        rewards = forward + pays * self.healthy_reward
-        reward = rewards - control_cost(self.ctrl_cost_weight, transition.action)
-        return reward, ~healthy & self.terminate_when_unhealthy
+        survive = survival(self.version, healthy, self.healthy_reward, terminates=terminates)
+        control = control_cost(self.ctrl_cost_weight, transition.action)
+        return Judgement(
+            reward=forward + survive - control,
+            terminated=~healthy if terminates else np.zeros_like(healthy),
+            forward=forward,
+            control=control,
+            survive=survive,
+        )
+
+    def info(self, transition: Transition, judgement: Judgement) -> Info:
+        """Position and velocity along x and, in v5, height and the terms of the reward."""
+        info = {"x_position": transition.fields["qpos"][:, 0].copy(), "x_velocity": transition.velocity[:, 0].copy()}
+        if self.version == 4:
+            return info
+        assert judgement.survive is not None, "judged by another robot"
+        return {
+            "x_position": info["x_position"],
+            "z_distance_from_origin": self._height_gained(transition.fields),
+            "x_velocity": info["x_velocity"],
+            "reward_forward": judgement.forward,
+            "reward_ctrl": -judgement.control,
+            "reward_survive": judgement.survive,
+        }
+
+    def reset_info(self, fields: Fields) -> Info:
+        """Position along x and height, in v5."""
+        if self.version == 4:
+            return {}
+        return {"x_position": fields["qpos"][:, 0].copy(), "z_distance_from_origin": self._height_gained(fields)}
+
+    def _height_gained(self, fields: Fields) -> Floats:
+        gained: Floats = fields["qpos"][:, 1] - fields["initial_height"]
+        return gained
 
 
 def walker2d(version: int) -> Walker:
     """Walker2d as Gymnasium's ``version`` builds it."""
     return Walker(
+        version=version,
         xml_file="walker2d.xml" if version == 4 else "walker2d_v5.xml",
         healthy_z_range=(0.8, 2.0),
         healthy_angle_range=(-1.0, 1.0),
-        always_pays_health=version == 4,
     )
 
 
 def hopper(version: int) -> Walker:
     """Hopper as Gymnasium's ``version`` builds it."""
     return Walker(
+        version=version,
         xml_file="hopper.xml",
         healthy_state_range=(-100.0, 100.0),
         healthy_z_range=(0.7, float("inf")),
         healthy_angle_range=(-0.2, 0.2),
-        always_pays_health=version == 4,
     )

@@ -213,3 +213,27 @@ def test_missing_and_misshapen_weights_are_refused(case: Case) -> None:
 def test_the_policy_imports_no_torch() -> None:
     code = "import sys, agents.rollout_policy; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["ssm", "mlp", "lstm"])
+@pytest.mark.parametrize("seats", [["state"] * 8, ["meta"] * 3 + ["state"] * 5])
+def test_several_blocks_at_once_give_the_bits_of_block_by_block(kind: str, seats: list[str]) -> None:
+    case = Case(projection=4, kind=kind)
+    policy = build_policy(case.all_weights(), {"seats": seats})
+    rng = np.random.default_rng(1)
+    parts, noises = [], rng.standard_normal((4, 8, ACTION)).astype(np.float32)
+    for t, noise in zip(range(3, 7), noises, strict=True):
+        state = rng.standard_normal((8, policy.state_size)).astype(np.float32)
+        parts.append(case.given(t, state, noise))
+    whole = PolicyInput(
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("reset", "observation", "reward", "state", "noise")
+        }
+    )
+    action, state = policy.act(whole)
+    for index, part in enumerate(parts):
+        rows = slice(8 * index, 8 * index + 8)
+        own_action, own_state = policy.act(part)
+        np.testing.assert_array_equal(action[rows], own_action)
+        np.testing.assert_array_equal(state[rows], own_state)

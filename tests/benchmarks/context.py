@@ -46,7 +46,7 @@ from agents.learning.windows import Windows, cut_windows, sample_windows
 from agents.learning.world_model import prepare
 from agents.learning.world_state import WorldState, apply_parts, init_world
 from env_bridge.rollout import run_rollout
-from env_bridge.tasks import suite
+from env_bridge.suites import suite
 from swarm.environment import RolloutRequest
 
 ARMS: Final = ("none", "ssm", "inner", "both")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import mujoco
 import pytest
 
-from env_bridge.dynamics import route_warnings_to_log
+from env_bridge.models import route_warnings_to_log
 
 
 @pytest.fixture(autouse=True)

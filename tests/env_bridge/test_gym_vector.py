@@ -1,52 +1,240 @@
-"""`BridgeVectorEnv` against Gymnasium's own vector environment, with resets in the next step."""
+"""`BridgeVectorEnv` equals Gymnasium's `SyncVectorEnv`: every array, every info with its mask, in each mode."""
 
 from __future__ import annotations
+
+import os
+import signal
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from env_bridge import BridgeVectorEnv
-from swarm.errors import ActionError
+from env_bridge.gym_vector import branch
+from swarm.environment import TaskParameters
+from swarm.errors import ActionError, ConfigError
+
+SEED = 20
 
 
-@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v4", "Humanoid-v5"])
-def test_steps_flags_and_resets_equal_gymnasium(env_id: str) -> None:
-    ours = BridgeVectorEnv(env_id, 3, workers=2)
-    theirs = gymnasium.make_vec(env_id, 3, vectorization_mode="sync")
-    assert ours.observation_space == theirs.observation_space
-    assert ours.action_space == theirs.action_space
-    assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"]
-    np.testing.assert_array_equal(ours.reset(seed=3)[0], theirs.reset(seed=3)[0])
-    ours.action_space.seed(0)
+def assert_same_infos(ours: dict[str, Any], theirs: dict[str, Any], place: str = "infos") -> None:
+    assert set(ours) == set(theirs), place
+    for key, value in theirs.items():
+        if isinstance(value, dict):
+            assert_same_infos(ours[key], value, f"{place}/{key}")
+        else:
+            assert ours[key].dtype == value.dtype, f"{place}/{key}"
+            assert ours[key].shape == value.shape, f"{place}/{key}"
+            for mine, expected in zip(ours[key], value, strict=True):
+                np.testing.assert_array_equal(mine, expected, err_msg=f"{place}/{key}")
+
+
+def make_pair(
+    env_id: str, num_envs: int, mode: AutoresetMode, *, workers: int, limit: int, **options: Any
+) -> tuple[BridgeVectorEnv, SyncVectorEnv]:
+    ours = BridgeVectorEnv(env_id, num_envs, workers=workers, autoreset_mode=mode, max_episode_steps=limit, **options)
+    theirs = SyncVectorEnv(
+        [lambda: gymnasium.make(env_id, max_episode_steps=limit, **options)] * num_envs, autoreset_mode=mode
+    )
+    return ours, theirs
+
+
+def assert_equal_steps(ours: BridgeVectorEnv, theirs: SyncVectorEnv, num_steps: int) -> int:
+    """Step both and compare everything; return how many episodes ended."""
+    observation, infos = ours.reset(seed=SEED)
+    expected, expected_infos = theirs.reset(seed=SEED)
+    np.testing.assert_array_equal(observation, expected)
+    assert_same_infos(infos, expected_infos)
+    theirs.action_space.seed(1)
     num_ended = 0
-    for _ in range(100):
-        action = ours.action_space.sample()
-        for left, right in zip(ours.step(action)[:4], theirs.step(action)[:4], strict=True):
-            np.testing.assert_array_equal(left, right)
-            assert left.dtype == right.dtype
-        num_ended += int(ours._pending.sum())
-    assert num_ended > 0 or "HalfCheetah" in env_id
+    for _ in range(num_steps):
+        action = theirs.action_space.sample()
+        mine, right = ours.step(action), theirs.step(action)
+        for got, wanted in zip(mine[:4], right[:4], strict=True):
+            assert got.dtype == wanted.dtype
+            np.testing.assert_array_equal(got, wanted)
+        assert_same_infos(mine[4], right[4])
+        ended = right[2] | right[3]
+        num_ended += int(ended.sum())
+        if theirs.metadata["autoreset_mode"] is AutoresetMode.DISABLED and ended.any():
+            observation, infos = ours.reset(options={"reset_mask": ended.copy()})
+            expected, expected_infos = theirs.reset(options={"reset_mask": ended.copy()})
+            np.testing.assert_array_equal(observation, expected)
+            assert_same_infos(infos, expected_infos)
     ours.close()
     theirs.close()
+    return num_ended
 
 
-def test_state_comes_back_even_between_end_and_reset() -> None:
-    env = BridgeVectorEnv("HalfCheetah-v4", 2, max_episode_steps=3)
-    env.reset(seed=0)
-    action = np.ones((2, 6), dtype=np.float32)
-    for _ in range(3):
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v4", "HalfCheetah-v5", "Ant-v5", "Hopper-v4", "Humanoid-v5"])
+def test_every_array_and_info_equals_gymnasium_in_each_autoreset_mode(env_id: str, mode: AutoresetMode) -> None:
+    ours, theirs = make_pair(env_id, 3, mode, workers=0, limit=23)
+    assert assert_equal_steps(ours, theirs, 60) >= 6
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("env_id", ["Walker2d-v5", "CartPole-v1", "Pusher-v5"])
+def test_workers_change_nothing_not_even_of_environments_of_their_own_class(env_id: str, mode: AutoresetMode) -> None:
+    ours, theirs = make_pair(env_id, 5, mode, workers=2, limit=23)
+    assert assert_equal_steps(ours, theirs, 60) >= 6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_spaces_are_gymnasiums(workers: int) -> None:
+    for env_id in ("Ant-v4", "Humanoid-v5", "CartPole-v1"):
+        ours, theirs = make_pair(env_id, 3, AutoresetMode.NEXT_STEP, workers=workers, limit=10)
+        for name in ("single_observation_space", "single_action_space", "observation_space", "action_space"):
+            assert getattr(ours, name) == getattr(theirs, name)
+        ours.close()
+        theirs.close()
+
+
+def test_what_step_returns_is_the_callers_to_keep() -> None:
+    for workers in (0, 2):
+        env = BridgeVectorEnv("Ant-v5", 4, workers=workers)
+        env.reset(seed=0)
+        action = np.zeros(env.action_space.shape, np.float32)
+        observation, reward, _, _, infos = env.step(action)
+        kept = [observation.copy(), reward.copy(), *(infos[key].copy() for key in sorted(infos))]
+        for _ in range(3):
+            env.step(action + 0.5)
+        for before, now in zip(kept, [observation, reward, *(infos[key] for key in sorted(infos))], strict=True):
+            np.testing.assert_array_equal(before, now)
+        env.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_restored_state_continues_bit_for_bit_and_branches_start_alike(workers: int) -> None:
+    env = BridgeVectorEnv("Hopper-v5", 4, workers=workers, max_episode_steps=15)
+    env.reset(seed=3)
+    generator = np.random.default_rng(0)
+    actions = generator.uniform(-1, 1, size=(40, 4, 3)).astype(np.float32)
+    for action in actions[:20]:
         env.step(action)
-    saved = env.get_state()
-    first = [env.step(action)[0] for _ in range(4)]
-    env.set_state(saved)
-    second = [env.step(action)[0] for _ in range(4)]
-    np.testing.assert_array_equal(first, second)
+    state = env.get_state()
+    first = [env.step(action) for action in actions[20:]]
+    other = BridgeVectorEnv("Hopper-v5", 4, workers=2 - workers, max_episode_steps=15)
+    other.set_state(state)
+    for action, expected in zip(actions[20:], first, strict=True):
+        for got, wanted in zip(other.step(action)[:4], expected[:4], strict=True):
+            np.testing.assert_array_equal(got, wanted)
+    copies = BridgeVectorEnv("Hopper-v5", 6, workers=workers, max_episode_steps=15)
+    copies.set_state(branch(state, 2, 6))
+    observation, reward, *_ = copies.step(np.tile(actions[20, 2], (6, 1)))
+    np.testing.assert_array_equal(observation, np.tile(first[0][0][2], (6, 1)))
+    np.testing.assert_array_equal(reward, np.full(6, first[0][1][2]))
+    for each in (env, other, copies):
+        each.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_action_that_is_not_finite_is_refused_by_place_and_steps_nothing(workers: int) -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 3, workers=workers)
+    env.reset(seed=0)
+    before = env.get_state()
+    action = np.zeros((3, 6), np.float32)
+    action[1, 4] = np.inf
+    with pytest.raises(ActionError, match="action 4 of environment 1 is inf"):
+        env.step(action)
+    for name, array in env.get_state().items():
+        np.testing.assert_array_equal(array, before[name])
     env.close()
 
 
-def test_action_that_is_not_finite_is_refused() -> None:
+def test_action_out_of_range_is_refused_where_that_was_asked_for() -> None:
+    env = BridgeVectorEnv("Humanoid-v4", 2, actions="strict")
+    env.reset(seed=0)
+    action = np.zeros((2, 17), np.float32)
+    action[1, 3] = 0.5
+    with pytest.raises(ActionError, match=r"action 3 of environment 1 is 0\.5, expected -0\.4 to 0\.4"):
+        env.step(action)
+    env.step(np.full((2, 17), 0.4, np.float32))
+    env.close()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+def test_worker_that_dies_or_hangs_is_replaced_and_its_rows_are_marked(sign: signal.Signals) -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 4, workers=2, patience_s=1.5)
+    env.reset(seed=0)
+    action = np.zeros((4, 6), np.float32)
+    env.step(action)
+    os.kill(env._lanes._pieces[1].worker.process.pid, sign)  # type: ignore[attr-defined]
+    _, reward, terminated, truncated, infos = env.step(action)
+    np.testing.assert_array_equal(infos["lost"], [False, False, True, True])
+    np.testing.assert_array_equal(truncated, [False, False, True, True])
+    assert not terminated.any()
+    assert (reward[:2] != 0).all()
+    assert (reward[2:] == 0).all()
+    observation, reward, _, truncated, infos = env.step(action)
+    assert "lost" not in infos
+    assert (reward[2:] == 0).all(), "the rows of the new worker are reset"
+    assert not truncated.any()
+    assert np.isfinite(observation).all()
+    assert env.num_replaced == 1
+    env.close()
+
+
+def test_diverged_simulation_is_marked_truncated_and_reset() -> None:
     env = BridgeVectorEnv("HalfCheetah-v4", 2)
-    with pytest.raises(ActionError, match="action 0 of environment 0 is inf"):
-        env.step(np.full((2, 6), np.inf, dtype=np.float32))
+    env.reset(seed=0)
+    state = env.get_state()
+    broken = {name: array.copy() for name, array in state.items()}
+    broken["physics"][1, 5] = 1e12  # a position that no solver survives
+    env.set_state(broken)
+    marked = np.zeros(2, dtype=bool)
+    for _ in range(20):
+        _, _, terminated, truncated, infos = env.step(np.ones((2, 6), np.float32))
+        if "diverged" in infos:
+            marked |= infos["diverged"]
+            assert truncated[infos["diverged"]].all()
+            assert not terminated.any()
+    np.testing.assert_array_equal(marked, [False, True])
+    assert env.num_diverged >= 1
+    observation, *_ = env.step(np.zeros((2, 6), np.float32))
+    assert np.isfinite(observation).all()
     env.close()
+
+
+def test_tasks_change_at_a_reset() -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 2, workers=0)
+    env.reset(seed=0)
+    _, plain, *_ = env.step(np.ones((2, 6), np.float32))
+    env.reset(seed=0, options={"tasks": [TaskParameters(), TaskParameters(velocity=2.0)]})
+    _, asked, *_ = env.step(np.ones((2, 6), np.float32))
+    assert asked[0] == plain[0]
+    assert asked[1] != plain[1]
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"num_envs": 0}, "num_envs=0"),
+        ({"workers": -1}, "workers=-1"),
+        ({"actions": "clip"}, "actions='clip'"),
+        ({"autoreset_mode": "never"}, "autoreset_mode='never'"),
+        ({"max_episode_steps": 0}, "max_episode_steps=0"),
+        ({"ctrl_cost_wait": 1.0}, "ctrl_cost_weight"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_clear_line(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text) as caught:
+        BridgeVectorEnv("HalfCheetah-v5", **{"num_envs": 2, **arguments})
+    assert "\n" not in str(caught.value)
+
+
+def test_stepping_before_a_reset_is_gymnasiums_error() -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 1)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros((1, 6), np.float32))
+    env.close()
+
+
+def test_no_worker_survives_its_environment() -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 2, workers=2)
+    workers = [piece.worker.process for piece in env._lanes._pieces]  # type: ignore[attr-defined]
+    env.close()
+    assert all(worker.returncode == 0 for worker in workers)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 
 import mujoco
 import numpy as np
 import pytest
 
 from env_bridge.rollout import run_rollout
+from env_bridge.suites import SUITES, held_out_tasks, suite, train_and_test_tasks
 from env_bridge.tasks import (
     NOMINAL,
     NUM_ACTUATORS,
-    SUITES,
+    RANGES,
+    WHOLE_NUMBERS,
     check_task_fits,
     combine,
     parse_shift,
-    suite,
     task_from_json,
     task_to_json,
 )
@@ -30,6 +33,8 @@ from swarm.errors import ConfigError
 def test_shift_is_read_from_key_value_pairs() -> None:
     assert parse_shift("gravity=1.5, friction=0.5") == TaskParameters(gravity=1.5, friction=0.5)
     assert parse_shift("crippled=2,velocity=-1") == TaskParameters(crippled=2, velocity=-1.0)
+    assert parse_shift("goal_x=3,goal_y=-1.5") == TaskParameters(goal_x=3.0, goal_y=-1.5)
+    assert parse_shift("observation_delay=2,sensor_noise=0.1") == TaskParameters(observation_delay=2, sensor_noise=0.1)
     assert parse_shift("") == NOMINAL
 
 
@@ -39,9 +44,18 @@ def test_shift_is_read_from_key_value_pairs() -> None:
         ("gravty=1.5", "unknown task parameter 'gravty'; did you mean 'gravity'"),
         ("gravity", "expected key=value"),
         ("gravity=heavy", "expected a number"),
-        ("gravity=nan", "gravity=nan: expected a factor between 0 and 10"),
+        ("gravity=nan", r"gravity=nan: expected a number from 0 to 10 \(factor\)"),
         ("gravity=inf", "gravity=inf"),
-        ("mass=0", "mass=0: expected a factor between 0.05 and 20"),
+        ("mass=0", r"mass=0: expected a number from 0.05 to 20 \(factor\)"),
+        ("goal=3", "unknown task parameter 'goal'; did you mean 'goal_"),
+        ("goal_x=far", "expected a number after '=', in m"),
+        ("goal_x=5000", r"goal_x=5000: expected a number from -1000 to 1000 \(m\)"),
+        ("goal_y=1,velocity=2", "goal_y and velocity exclude each other"),
+        ("direction=0,goal_x=1", "goal_x and direction exclude each other"),
+        ("sensor_noise=-0.1", r"sensor_noise=-0.1: expected a number from 0 to 100 \(units of each observation\)"),
+        ("observation_delay=0.5", "expected a whole number after '=', in environment steps"),
+        ("observation_delay=-1", r"observation_delay=-1: expected a number from 0 to 100 \(environment steps\)"),
+        ("observation_dealy=1", "did you mean 'observation_delay'"),
         ("crippled=1.5", "expected a whole number"),
         ("crippled=-1", "crippled=-1"),
         ("mass=2,mass=3", "twice"),
@@ -64,23 +78,67 @@ def test_boolean_is_no_number() -> None:
         task_from_json({"gravity": True})
 
 
+def test_whole_numbers_and_missing_goals_are_told_apart_in_plain_data() -> None:
+    assert task_from_json({"goal_x": None, "goal_y": 2, "observation_delay": 3}).goal_y == 2
+    for values in ({"observation_delay": 1.0}, {"observation_delay": None}, {"sensor_noise": None}):
+        with pytest.raises(ConfigError, match=f"{next(iter(values))}=.*: expected a"):
+            task_from_json(values)
+
+
+def test_each_parameter_has_a_range_that_holds_its_default() -> None:
+    assert tuple(RANGES) == tuple(field.name for field in fields(TaskParameters))
+    for field in fields(TaskParameters):
+        assert field.default is None or RANGES[field.name].low <= field.default <= RANGES[field.name].high
+        assert (field.name in WHOLE_NUMBERS) == ("int" in str(field.type))
+
+
 def test_suites_are_seeded_and_prefixes_agree() -> None:
     assert suite("shift-train", count=20, seed=1)[:5] == suite("shift-train", count=5, seed=1)
     assert suite("shift-train", count=5, seed=1) != suite("shift-train", count=5, seed=2)
 
 
-def test_train_and_test_halves_lie_in_disjoint_ranges() -> None:
-    train = [task.velocity for task in suite("halfcheetah-vel", count=200, seed=0, test=False)]
-    test = [task.velocity for task in suite("halfcheetah-vel", count=200, seed=0, test=True)]
-    assert all(value is not None and not 1.25 <= value < 1.75 for value in train)
-    assert all(value is not None and 1.25 <= value < 1.75 for value in test)
-    sectors = {
-        test: {
-            int((task.direction or 0.0) / (math.pi / 6)) % 2 for task in suite("ant-dir", count=99, seed=0, test=test)
-        }
-        for test in (False, True)
+def sector(angle: float, number: int) -> int:
+    return math.floor(angle % (2 * math.pi) / (2 * math.pi / number))
+
+
+def twelfth(factor: float, base: float) -> int:
+    """Which twelfth of [-3, 3] the exponent of ``factor`` lies in."""
+    return math.floor((math.log(factor) / math.log(base) + 3.0) * 2.0)
+
+
+PLACES: dict[str, Callable[[TaskParameters], set[object]]] = {
+    "halfcheetah-vel": lambda task: {1.25 <= (task.velocity or 0.0) < 1.75},
+    "ant-dir": lambda task: {sector(task.direction or 0.0, 12) % 2},
+    "humanoid-dir": lambda task: {sector(task.direction or 0.0, 12) % 2},
+    "ant-goal": lambda task: {sector(math.atan2(task.goal_y or 0.0, task.goal_x or 0.0), 12) % 2},
+    "walker-params": lambda task: {
+        twelfth(task.mass, 1.5) % 2, twelfth(task.friction, 1.5) % 2, twelfth(task.damping, 1.3) % 2
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_train_and_test_halves_lie_in_disjoint_ranges(name: str) -> None:
+    places = {
+        half: [PLACES[name](task) for task in suite(name, count=2000, seed=0, test=half)] for half in (False, True)
     }
-    assert sectors == {False: {0}, True: {1}}
+    assert all(place == {False} for place in places[False])
+    assert all(place == {True} for place in places[True])
+
+
+def test_ant_goals_fill_a_ring_between_one_and_three_metres() -> None:
+    goals = np.array([(task.goal_x, task.goal_y) for task in suite("ant-goal", count=2000, seed=0)])
+    radius = np.hypot(*goals.T)
+    assert ((radius >= 1.0) & (radius < 3.0)).all()
+    assert np.mean(np.square(radius)) == pytest.approx(5.0, rel=0.05), "uniform over the area"
+    assert {sector(math.atan2(y, x), 12) for x, y in goals} == {0, 2, 4, 6, 8, 10}
+
+
+def test_walker_params_fill_their_ranges_in_both_halves() -> None:
+    for half in (False, True):
+        tasks = suite("walker-params", count=500, seed=0, test=half)
+        for base, name in ((1.5, "mass"), (1.5, "friction"), (1.3, "damping")):
+            assert {twelfth(getattr(task, name), base) for task in tasks} == set(range(int(half), 12, 2))
 
 
 def test_no_shift_for_testing_lies_inside_the_training_range_and_only_testing_cripples() -> None:
@@ -92,8 +150,36 @@ def test_no_shift_for_testing_lies_inside_the_training_range_and_only_testing_cr
     for task in tested:
         factors = (task.gravity, task.mass, task.friction, task.damping)
         outside = any(not low <= factor <= high for factor in factors)
-        assert outside or task.actuator_gain < 0.7 or task.crippled is not None
-    assert any(task.crippled is not None for task in tested)
+        assert outside or task.actuator_gain < 0.7 or task.crippled is not None or task.observation_delay > 0
+    assert all(task.observation_delay == 0 and task.actuator_gain >= 0.7 for task in train)
+
+
+def test_twenty_shifts_for_testing_hold_every_kind() -> None:
+    kinds = [next(iter(task_to_json(task))) for task in suite("shift-test", count=20, seed=0)]
+    cycle = ["gravity", "mass", "friction", "damping", "actuator_gain", "crippled"]
+    assert kinds == [*cycle, *cycle, *cycle, "observation_delay", "observation_delay"]
+    assert [task.observation_delay for task in suite("shift-test", count=20, seed=0)[-2:]] == [1, 2]
+
+
+def test_shifts_for_testing_cripple_an_actuator_that_the_robot_has() -> None:
+    train, test = train_and_test_tasks("shift-train", "Hopper-v4", num_train=4, num_test=40, seed=0)
+    for task in (*train, *test):
+        assert check_task_fits(task, "Hopper-v4") == task
+    assert held_out_tasks("shift-test", 40, "Ant-v4") == held_out_tasks("shift-test", 40)
+
+
+def test_suites_for_one_robot_refuse_another() -> None:
+    for name, env_id in (("ant-goal", "Humanoid-v4"), ("walker-params", "Hopper-v4")):
+        with pytest.raises(ConfigError, match=f"'{name}' is for "):
+            train_and_test_tasks(name, env_id, num_train=1, num_test=1, seed=0)
+
+
+def test_drawn_tasks_are_those_of_earlier_versions() -> None:
+    """Runs and results name tasks by suite, seed and index."""
+    assert suite("halfcheetah-vel", count=1, seed=1)[0].velocity == 1.7795540617506418
+    assert suite("ant-dir", count=3, seed=1)[2].direction == 5.49015234895791
+    assert suite("shift-train", count=2, seed=1)[1].mass == 1.8071495855005315
+    assert suite("shift-test", count=18, seed=0)[12].gravity == 0.35750908533826137
 
 
 def test_unknown_suite_names_the_nearest() -> None:

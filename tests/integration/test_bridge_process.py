@@ -166,7 +166,7 @@ async def test_session_equals_gymnasium_and_returns_to_a_saved_state(tmp_path: P
     async with running(tmp_path) as (_, client):
         env = await client.make("Ant-v5", 3)
         theirs = gymnasium.make_vec("Ant-v5", 3, vectorization_mode="sync")
-        np.testing.assert_array_equal(await env.reset(seed=7), theirs.reset(seed=7)[0])
+        np.testing.assert_array_equal((await env.reset(seed=7))[0], theirs.reset(seed=7)[0])
         generator = np.random.default_rng(0)
         for _ in range(60):
             action = generator.uniform(-1, 1, size=(3, 8)).astype(np.float32)

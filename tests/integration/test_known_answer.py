@@ -49,7 +49,7 @@ def policy_cost(pinned: Pinned, starts: np.ndarray) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_linear_quadratic_task_is_solved_to_three_percent_of_the_riccati_optimum(tmp_path: Path) -> None:
+def test_the_linear_quadratic_task_is_solved_to_two_percent_of_the_riccati_optimum(tmp_path: Path) -> None:
     scenario = load_preset("linear-quadratic")
     run = RunDirectory.create(tmp_path / "run", scenario)
     outcome = asyncio.run(run_scenario(scenario, run.path, observer=Observers([])))
@@ -57,4 +57,4 @@ def test_the_linear_quadratic_task_is_solved_to_three_percent_of_the_riccati_opt
     pinned = Pinned(run.path, scenario.team, outcome.round_index)
     starts = np.random.default_rng(0).uniform(-START, START, (8 * BLOCK_SIZE, 2))
     best = float(best_cost(starts, scenario.team.sac.discount).mean())
-    assert best <= policy_cost(pinned, starts) <= 1.03 * best
+    assert best <= policy_cost(pinned, starts) <= 1.02 * best

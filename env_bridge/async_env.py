@@ -1,0 +1,111 @@
+"""`AsyncBridgeVectorEnv`: a `BridgeVectorEnv` for coroutines; its workers step while the event loop goes on.
+
+Letters: E environments, O observation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from env_bridge.gym_vector import BridgeVectorEnv
+from swarm.environment import TaskParameters
+from swarm.errors import ConfigError
+
+
+class AsyncBridgeVectorEnv:
+    """N environments in workers of their own. Belongs to the event loop in which it steps; one step at a time.
+
+    Use `open`, which does not block the loop while workers start; then everything is as of `BridgeVectorEnv`.
+    """
+
+    def __init__(self, env: BridgeVectorEnv) -> None:
+        self.vector = env
+        self._lock = asyncio.Lock()
+
+    @classmethod
+    async def open(
+        cls,
+        env_id: str,
+        num_envs: int = 1,
+        *,
+        workers: int = 1,
+        **options: Any,  # noqa: ANN401 - as BridgeVectorEnv's
+    ) -> Self:
+        """Start the workers; arguments as of `BridgeVectorEnv`. Raises ``ConfigError`` as it does."""
+        if workers < 1:
+            raise ConfigError(f"got workers={workers}; a coroutine needs at least one worker process to wait for")
+        return cls(await asyncio.to_thread(BridgeVectorEnv, env_id, num_envs, workers=workers, **options))
+
+    async def __aenter__(self) -> Self:
+        """Use as ``async with await AsyncBridgeVectorEnv.open(…) as env``."""
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the workers."""
+        await self.aclose()
+
+    async def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Start new episodes; return observations (E, O) and infos. Raises as `BridgeVectorEnv.reset`."""
+        async with self._lock:
+            return await asyncio.to_thread(self.vector.reset, seed=seed, options=options)
+
+    async def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Step all environments. Raises as `BridgeVectorEnv.step`.
+
+        Cancelled, the workers finish the step, and the next call begins after it.
+        """
+        async with self._lock:
+            self.vector.step_async(actions)
+            for descriptor in self.vector.waits_for():
+                await _readable(descriptor, self.vector.patience_s)
+            return self.vector.step_wait()
+
+    async def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
+        """Give each environment its task. Raises ``ConfigError`` where one does not fit."""
+        async with self._lock:
+            await asyncio.to_thread(self.vector.set_tasks, tasks)
+
+    async def get_state(self) -> dict[str, NDArray[np.generic]]:
+        """Everything that the future depends on, as plain arrays with leading axis E."""
+        async with self._lock:
+            return await asyncio.to_thread(self.vector.get_state)
+
+    async def set_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Return to an earlier ``get_state``. Raises ``ConfigError`` where it does not fit."""
+        async with self._lock:
+            await asyncio.to_thread(self.vector.set_state, state)
+
+    async def aclose(self) -> None:
+        """End the workers, after a step that is under way."""
+        async with self._lock:
+            await asyncio.to_thread(self.vector.close)
+
+
+async def _readable(descriptor: int, patience_s: float) -> None:
+    """Wait until there is something to read; after ``patience_s`` the one who reads finds that there is nothing."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, _release, ready)
+    timer = loop.call_later(patience_s, _release, ready)
+    try:
+        await ready
+    finally:
+        timer.cancel()
+        loop.remove_reader(descriptor)
+
+
+def _release(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

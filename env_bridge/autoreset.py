@@ -1,0 +1,177 @@
+"""A vector environment that starts new episodes by itself, in each of Gymnasium's autoreset modes.
+
+Letters: E environments, O observation.
+
+What an environment tells besides its observation comes in columns: one array (E, …) per key, zero where an environment
+did not tell it. `assemble` makes of them the infos that Gymnasium's ``SyncVectorEnv`` would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from env_bridge.infos import Columns, Told
+from env_bridge.vector_env import VectorEnv
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """What one step of all environments gave.
+
+    Attributes:
+        observation: (E, …) after the step; of environments that were reset, the first of the new episode.
+        reward: (E,) float64.
+        terminated: (E,).
+        truncated: (E,); true as well where the simulation diverged.
+        diverged: (E,): the simulation broke down; nothing else of that row means anything.
+        columns: infos of steps and resets, by key.
+        final_observation: (E, …) the last ones of the episodes that ended in this step; ``SAME_STEP`` only.
+        final_columns: infos of these last steps; ``SAME_STEP`` only.
+        told: infos of environments that step through their own class, as (index, info), in order.
+        lost: (E,) rows whose worker was lost; ``None``: none.
+    """
+
+    observation: NDArray[Any]
+    reward: NDArray[np.float64]
+    terminated: Mask
+    truncated: Mask
+    diverged: Mask
+    columns: Columns
+    final_observation: NDArray[Any] | None = None
+    final_columns: Columns = field(default_factory=dict)
+    told: Told = ()
+    lost: Mask | None = None
+
+
+class AutoresetEnv:
+    """N environments and, in ``NEXT_STEP`` mode, which of them the next step will reset."""
+
+    def __init__(self, env: VectorEnv, mode: AutoresetMode) -> None:
+        self.env = env
+        self._mode = mode
+        self.pending = np.zeros(env.num_envs, dtype=np.bool_)
+
+    def reset(self, rows: Mask, options: Mapping[str, Any] | None = None) -> tuple[NDArray[Any], Columns, Told]:
+        """Start new episodes in ``rows``, with ``options`` for environments of their own class.
+
+        Returns:
+            All observations (E, …), the infos of the resets in columns, and those of environments of their own class.
+        """
+        observation = self.env.reset(np.flatnonzero(rows).tolist(), options)
+        self.pending = self.pending & ~rows
+        return observation, masked(self.env.reset_info(), rows), self.env.told(rows)
+
+    def step(self, action: NDArray[Any]) -> Batch:
+        """Step with checked actions (E, …)."""
+        if self._mode is AutoresetMode.NEXT_STEP and self.pending.any():
+            return self._step_and_reset(action)
+        step = self.env.step(action)
+        truncated = step.truncated | step.diverged
+        batch = Batch(
+            observation=step.observation,
+            reward=step.reward,
+            terminated=step.terminated,
+            truncated=truncated,
+            diverged=step.diverged,
+            columns=step.info,
+            told=step.told,
+        )
+        ended = step.terminated | truncated
+        if self._mode is AutoresetMode.SAME_STEP and ended.any():
+            return self._reset_ended(batch, ended)
+        if self._mode is AutoresetMode.NEXT_STEP:
+            self.pending = ended
+        return batch
+
+    def _step_and_reset(self, action: NDArray[Any]) -> Batch:
+        """``NEXT_STEP``: reset what ended in the step before, step the others."""
+        pending, stepped = self.pending, ~self.pending
+        step = self.env.step(action, stepped)
+        terminated, truncated = step.terminated & stepped, (step.truncated | step.diverged) & stepped
+        observation, reset_columns, reset_told = self.reset(pending)
+        self.pending = terminated | truncated
+        return Batch(
+            observation=observation,
+            reward=np.where(stepped, step.reward, 0.0),
+            terminated=terminated,
+            truncated=truncated,
+            diverged=step.diverged & stepped,
+            columns=joined(masked(step.info, stepped), reset_columns, pending),
+            told=tuple(sorted((*step.told, *reset_told), key=lambda item: item[0])),
+        )
+
+    def _reset_ended(self, batch: Batch, ended: Mask) -> Batch:
+        """``SAME_STEP``: keep the last observations and infos aside, and reset."""
+        observation, reset_columns, reset_told = self.reset(ended)
+        columns = joined(masked(batch.columns, ~ended), reset_columns, ended)
+        final = {index: info for index, info in batch.told if ended[index]}
+        told: list[tuple[int, dict[str, Any]]] = []
+        for index, info in (*((i, t) for i, t in batch.told if not ended[i]), *reset_told):
+            if index in final:
+                info = {"final_obs": batch.observation[index], "final_info": final[index], **info}
+            told.append((index, info))
+        return Batch(
+            observation=observation,
+            reward=batch.reward,
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+            diverged=batch.diverged,
+            columns=columns,
+            final_observation=batch.observation,
+            final_columns=masked(batch.columns, ended),
+            told=tuple(sorted(told, key=lambda item: item[0])),
+        )
+
+
+def masked(columns: Mapping[str, NDArray[Any]], rows: Mask) -> Columns:
+    """New columns with zeros outside ``rows``."""
+    result = {}
+    for name, column in columns.items():
+        result[name] = np.zeros_like(column)
+        result[name][rows] = column[rows]
+    return result
+
+
+def joined(first: Columns, second: Columns, rows: Mask) -> Columns:
+    """Columns of both; where a key is in both, ``rows`` are the second's."""
+    result = dict(first)
+    for name, column in second.items():
+        if name in result:
+            result[name] = result[name].copy()
+            result[name][rows] = column[rows]
+        else:
+            result[name] = column
+    return result
+
+
+def assemble(columns: Columns, step_keys: Sequence[str], reset_keys: Sequence[str], reset: Mask) -> dict[str, Any]:
+    """Return Gymnasium's infos of columns that the caller gives away: each key beside its mask ``_key``.
+
+    Args:
+        step_keys: keys that stepped environments told.
+        reset_keys: keys that the environments of the mask ``reset`` told.
+    """
+    infos: dict[str, Any] = {}
+    if not reset.any():
+        for key in step_keys:
+            infos[key] = columns[key]
+            infos[f"_{key}"] = np.ones(len(reset), dtype=np.bool_)
+        return infos
+    stepped = ~reset
+    for key, column in columns.items():
+        mask = np.zeros(len(reset), dtype=np.bool_)
+        if key in step_keys:
+            mask |= stepped
+        if key in reset_keys:
+            mask |= reset
+        if mask.any():
+            infos[key], infos[f"_{key}"] = column, mask
+    return infos

@@ -1,0 +1,179 @@
+"""Where the environments of a `BridgeVectorEnv` are stepped: in this process, or (`worker_lanes`) in workers.
+
+Letters: E environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from env_bridge.autoreset import AutoresetEnv, Batch, Mask
+from env_bridge.infos import Columns, Told
+from env_bridge.shared_arrays import ArraySpec
+from env_bridge.vector_env import VectorEnv, take
+from swarm.environment import TaskParameters
+from swarm.messages import Json
+
+PENDING = "pending_reset"
+States = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneOptions:
+    """What environments are made of; plain data, so that a worker can be told.
+
+    Attributes:
+        options: constructor options of the environment's class.
+        max_episode_steps: overrides the environment's own limit.
+    """
+
+    env_id: str
+    num_envs: int
+    mode: AutoresetMode
+    options: Mapping[str, Json]
+    max_episode_steps: int | None
+
+    def make(self, num_envs: int | None = None, *, workers: int = 1) -> VectorEnv:
+        """Build the environments, or another number of them. Raises ``ConfigError``."""
+        return VectorEnv(
+            self.env_id,
+            self.num_envs if num_envs is None else num_envs,
+            workers=workers,
+            max_episode_steps=self.max_episode_steps,
+            options=self.options,
+            infos=True,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Started:
+    """What a reset gave: all observations (E, …) and the infos of the environments that were reset."""
+
+    observation: NDArray[Any]
+    columns: Columns
+    told: Told
+
+
+class Lanes(Protocol):
+    """E environments with autoreset. Not thread-safe.
+
+    Attributes:
+        num_replaced: workers that were lost and replaced.
+    """
+
+    num_replaced: int
+
+    def reset(self, seeds: Sequence[int | None], mask: Mask, options: Mapping[str, Json] | None = None) -> Started:
+        """Start new episodes where ``mask`` says so, with a fresh generator where there is a seed.
+
+        Args:
+            options: for environments that step through their own class.
+        """
+        ...
+
+    def send(self, action: NDArray[Any]) -> None:
+        """Begin a step with checked actions (E, …)."""
+        ...
+
+    def wait(self) -> Batch:
+        """Finish the step that was begun; the arrays are the caller's to keep."""
+        ...
+
+    def descriptors(self) -> Sequence[int]:
+        """What becomes readable when ``wait`` need not wait any more."""
+        ...
+
+    def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
+        """Give each environment its task. Raises ``ConfigError`` where one does not fit."""
+        ...
+
+    def get_state(self) -> dict[str, NDArray[np.generic]]:
+        """Everything that the future depends on, leading axis E."""
+        ...
+
+    def set_state(self, state: States) -> None:
+        """Return to an earlier ``get_state``. Raises ``ConfigError`` where it does not fit."""
+        ...
+
+    def close(self) -> None:
+        """Release threads, processes and memory."""
+        ...
+
+
+class LocalLanes:
+    """All environments in this process."""
+
+    num_replaced = 0
+
+    def __init__(self, given: LaneOptions, env: VectorEnv) -> None:
+        self._env = AutoresetEnv(env, given.mode)
+        self._action: NDArray[Any] | None = None
+
+    def reset(self, seeds: Sequence[int | None], mask: Mask, options: Mapping[str, Json] | None = None) -> Started:
+        """See `Lanes`."""
+        self._env.env.reseed([seed if fresh else None for seed, fresh in zip(seeds, mask.tolist(), strict=True)])
+        observation, columns, told = self._env.reset(mask, options)
+        return Started(observation=observation, columns=columns, told=told)
+
+    def send(self, action: NDArray[Any]) -> None:
+        """Keep the actions: this process steps when it is waited for."""
+        self._action = action
+
+    def wait(self) -> Batch:
+        """See `Lanes`."""
+        assert self._action is not None, "send comes first"
+        action, self._action = self._action, None
+        return self._env.step(action)
+
+    def descriptors(self) -> Sequence[int]:
+        """Nothing: this process steps when it is waited for."""
+        return ()
+
+    def expect_reset(self) -> None:
+        """Have the next step reset every environment."""
+        self._env.pending[:] = True
+
+    def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
+        """See `Lanes`."""
+        self._env.env.set_tasks(tasks)
+
+    def get_state(self) -> dict[str, NDArray[np.generic]]:
+        """See `Lanes`."""
+        return self._env.env.get_state() | {PENDING: self._env.pending.copy()}
+
+    def set_state(self, state: States) -> None:
+        """See `Lanes`."""
+        pending = take(state, PENDING, np.bool_, (self._env.env.num_envs,))
+        self._env.env.set_state(state)
+        self._env.pending = np.array(pending, dtype=np.bool_)
+
+    def close(self) -> None:
+        """See `Lanes`."""
+        self._env.env.close()
+
+
+def shared_specs(env: VectorEnv, given: LaneOptions) -> list[ArraySpec]:
+    """Arrays that stepping workers share with their owner, from an environment of the same kind that was stepped."""
+    shape, dtype = env.simulation.observe().shape[1:], env.simulation.observe().dtype
+    actions = env.simulation.action_space
+    per_env: list[tuple[str, Any, tuple[int, ...]]] = [
+        ("action", actions.dtype, actions.shape or ()),
+        ("observation", dtype, shape),
+        ("reward", np.float64, ()),
+        *((name, np.bool_, ()) for name in ("terminated", "truncated", "diverged")),
+    ]
+    columns = {**env.simulation.reset_columns(), **env.simulation.step_columns()}
+    per_env += [(f"info/{name}", column.dtype, column.shape[1:]) for name, column in columns.items()]
+    if given.mode is AutoresetMode.SAME_STEP:
+        per_env.append(("final_observation", dtype, shape))
+        finals = env.simulation.step_columns()
+        per_env += [(f"final/{name}", column.dtype, column.shape[1:]) for name, column in finals.items()]
+    return [
+        ArraySpec(name=name, dtype=np.dtype(kind).str, shape=(given.num_envs, *rest)) for name, kind, rest in per_env
+    ]

@@ -1,0 +1,175 @@
+"""A stepping worker: ``python -m env_bridge.worker``, a child that steps its rows of a `BridgeVectorEnv`, or rolls out.
+
+It is started with one end of a socket pair and the descriptor of the shared memory; it ends when the other end closes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from env_bridge.autoreset import Batch, Mask
+from env_bridge.infos import Told, encode_told
+from env_bridge.lanes import LaneOptions, LocalLanes
+from env_bridge.models import route_warnings_to_log
+from env_bridge.service import Service, error_kind
+from env_bridge.shared_arrays import ArraySpec, SharedArrays
+from env_bridge.tasks import task_from_json
+from env_bridge.wire import Letter, read, read_maps, read_optional_map
+from env_bridge.worker_wire import DONE, LETTER, READY, STEP, receive_byte, receive_letter, send_byte, send_letter
+from swarm.errors import ConfigError, PeerLost, SwarmError
+from swarm.messages import Json
+
+TOLD: Final = "told"
+
+
+class Rows:
+    """The environments of one worker, and its rows of the shared arrays."""
+
+    def __init__(self, memory: int, body: Mapping[str, Json]) -> None:
+        first, count = read(body, "first", int), read(body, "count", int)
+        shared = SharedArrays(memory, [ArraySpec.from_json(spec) for spec in read(body, "specs", list)], create=False)
+        self._arrays = {name: array[first : first + count] for name, array in shared.arrays.items()}
+        given = LaneOptions(
+            env_id=read(body, "env_id", str),
+            num_envs=count,
+            mode=AutoresetMode(read(body, "mode", str)),
+            options=read(body, "options", dict),
+            max_episode_steps=body["max_episode_steps"],  # type: ignore[arg-type]  # written by `worker_lanes`
+        )
+        self._lanes = LocalLanes(given, given.make())
+        self._columns = [(name, name.partition("/")[2]) for name in self._arrays if name.startswith("info/")]
+        self._finals = [(name, name.partition("/")[2]) for name in self._arrays if name.startswith("final/")]
+        self._filled = True
+
+    def step(self) -> Told:
+        """Step with the shared actions and write what it gave."""
+        arrays = self._arrays
+        self._lanes.send(arrays["action"])
+        batch = self._lanes.wait()
+        np.copyto(arrays["observation"], batch.observation)
+        np.copyto(arrays["reward"], batch.reward)
+        np.copyto(arrays["terminated"], batch.terminated)
+        np.copyto(arrays["truncated"], batch.truncated)
+        np.copyto(arrays["diverged"], batch.diverged)
+        self._write_columns(batch.columns)
+        if batch.final_observation is not None:
+            self._write_finals(batch, batch.terminated | batch.truncated)
+        return batch.told
+
+    def _write_columns(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        for name, key in self._columns:
+            column = columns.get(key)
+            self._arrays[name][...] = 0 if column is None else column
+
+    def _write_finals(self, batch: Batch, ended: Mask) -> None:
+        assert batch.final_observation is not None
+        self._arrays["final_observation"][ended] = batch.final_observation[ended]
+        for name, key in self._finals:
+            self._arrays[name][...] = batch.final_columns[key]
+
+    def perform(self, letter: Letter) -> Letter:
+        """Do what a letter asks. Raises ``ConfigError`` where it does not fit."""
+        body: dict[str, Json] = {}
+        arrays: Mapping[str, NDArray[Any]] = {}
+        match letter.kind:
+            case "reset":
+                seeds = read(letter.body, "seeds", list)
+                started = self._lanes.reset(
+                    seeds, np.array(letter.arrays["mask"], np.bool_), read_optional_map(letter.body, "options")
+                )
+                if read(letter.body, "pending", bool):
+                    self._lanes.expect_reset()
+                np.copyto(self._arrays["observation"], started.observation)
+                self._write_columns(started.columns)
+                body = {TOLD: encode_told(started.told)}
+            case "get_state":
+                arrays = self._lanes.get_state()
+            case "set_state":
+                self._lanes.set_state(letter.arrays)
+            case "set_tasks":
+                self._lanes.set_tasks([task_from_json(task) for task in read_maps(letter.body, "tasks")])
+            case _:
+                raise ConfigError(f"unknown request {letter.kind!r} to a stepping worker")
+        return Letter(kind="ok", request_id=letter.request_id, body=body, arrays=arrays)
+
+
+def serve(connection: socket.socket, memory: int) -> NoReturn:
+    """Answer until the other end closes, which raises ``PeerLost``."""
+    service: Service | None = None
+    rows: Rows | None = None
+
+    def perform(letter: Letter) -> Letter:
+        nonlocal service, rows
+        if letter.kind == "make":
+            rows = Rows(memory, letter.body)
+            return Letter(kind="ok", request_id=letter.request_id)
+        if letter.kind == "rollout":
+            service = service or Service(workers=1)
+            return service.perform(b"", letter, lambda: False)
+        if rows is None:
+            raise ConfigError(f"request {letter.kind!r} came before 'make'")
+        return rows.perform(letter)
+
+    send_byte(connection, READY)
+    while True:
+        byte = receive_byte(connection)
+        if byte == STEP and rows is not None:
+            answer = _answered(0, rows.step)
+            if answer is None:
+                send_byte(connection, DONE)
+            else:
+                send_letter(connection, answer)
+        elif byte == LETTER:
+            letter = receive_letter(connection)
+            send_letter(connection, guarded(letter, perform))
+
+
+def _answered(request_id: int, step: Callable[[], Told]) -> Letter | None:
+    """Step; a letter where there is more to say than that it is done."""
+
+    def perform(letter: Letter) -> Letter:
+        told = step()
+        body: dict[str, Json] = {TOLD: encode_told(told)} if told else {}
+        return Letter(kind="ok", request_id=letter.request_id, body=body)
+
+    letter = guarded(Letter(kind="step", request_id=request_id), perform)
+    return None if letter.kind == "ok" and not letter.body else letter
+
+
+def guarded(letter: Letter, perform: Callable[[Letter], Letter]) -> Letter:
+    """The answer to ``letter``; every error becomes a letter, so that the worker lives on."""
+    try:
+        return perform(letter)
+    except SwarmError as error:
+        return Letter(kind=error_kind(error), request_id=letter.request_id, body={"text": str(error)})
+    except Exception as error:  # of an environment's class or a policy: told to the owner, with its trace
+        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        return Letter(kind="error", request_id=letter.request_id, body={"text": text})
+
+
+def main() -> int:
+    """Run the worker; the owner's end is its end."""
+    parser = argparse.ArgumentParser(prog="python -m env_bridge.worker", description="A stepping worker (internal).")
+    parser.add_argument("--control", type=int, required=True, help="descriptor of a socket to the owner")
+    parser.add_argument("--memory", type=int, required=True, help="descriptor of the shared memory")
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
+    route_warnings_to_log()
+    with socket.socket(fileno=options.control) as connection:
+        try:
+            serve(connection, options.memory)
+        except PeerLost:
+            return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,236 @@
+"""Environments stepped by worker processes, one contiguous piece each; their arrays lie in shared memory.
+
+Letters: E environments.
+
+A step costs each worker one wake-up: a byte there, a byte back. A worker that dies or hangs is replaced; its
+environments' episodes are dropped and counted, and the step says which rows that concerns.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import structlog
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from env_bridge.autoreset import Batch, Mask, masked
+from env_bridge.infos import Told, decode_told
+from env_bridge.lanes import LaneOptions, Started, States, shared_specs
+from env_bridge.shared_arrays import SharedArrays, open_memory
+from env_bridge.snapshots import join_snapshots
+from env_bridge.tasks import task_to_json
+from env_bridge.vector_env import VectorEnv
+from env_bridge.wire import Letter, read
+from env_bridge.worker_process import PATIENCE_S, WorkerProcess, lost_text
+from swarm.environment import TaskParameters
+from swarm.errors import ConfigError, PeerLost
+from swarm.messages import Json
+
+log = structlog.get_logger(__name__)
+
+MAX_REPLACED: Final = 5
+REPLACED_WITHIN_S: Final = 30.0
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Piece:
+    """One worker and the rows that it steps."""
+
+    rows: slice
+    worker: WorkerProcess
+    is_asked: bool = False
+
+
+class WorkerLanes:
+    """See `env_bridge.lanes.Lanes`.
+
+    Attributes:
+        num_replaced: workers that died or hung and were replaced.
+    """
+
+    def __init__(
+        self, given: LaneOptions, specimen: VectorEnv, workers: int, *, patience_s: float = PATIENCE_S
+    ) -> None:
+        self._given = given
+        self._patience_s = patience_s
+        self._specs = shared_specs(specimen, given)
+        self._memory = open_memory()
+        self._arrays = SharedArrays(self._memory, self._specs, create=True).arrays
+        self._info = [(name.partition("/")[2], self._arrays[name]) for name in self._arrays if name.startswith("info/")]
+        self._final = [(n.partition("/")[2], array) for n, array in self._arrays.items() if n.startswith("final/")]
+        self._tasks: tuple[TaskParameters, ...] = ()
+        self._closed = False
+        self.num_replaced = 0
+        self._replaced_at: deque[float] = deque(maxlen=MAX_REPLACED)
+        bounds = np.linspace(0, given.num_envs, min(workers, given.num_envs) + 1).astype(int).tolist()
+        self._pieces: list[Piece] = []
+        try:
+            for first, end in itertools.pairwise(bounds):
+                self._pieces.append(Piece(rows=slice(first, end), worker=self._start()))
+            for piece in self._pieces:
+                self._send_make(piece)
+            for piece in self._pieces:
+                piece.worker.wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> WorkerProcess:
+        return WorkerProcess(self._memory, patience_s=self._patience_s)
+
+    def _send_make(self, piece: Piece) -> None:
+        given = self._given
+        body: dict[str, Json] = {
+            "first": piece.rows.start,
+            "count": piece.rows.stop - piece.rows.start,
+            "specs": [spec.to_json() for spec in self._specs],
+            "env_id": given.env_id,
+            "mode": given.mode.value,
+            "options": dict(given.options),
+            "max_episode_steps": given.max_episode_steps,
+        }
+        piece.worker.send("make", body)
+
+    # --- stepping -----------------------------------------------------------------------------------------------------
+
+    def send(self, action: NDArray[Any]) -> None:
+        """See `Lanes`."""
+        np.copyto(self._arrays["action"], action)
+        for piece in self._pieces:
+            try:
+                piece.worker.send_step()
+                piece.is_asked = True
+            except PeerLost:
+                piece.is_asked = False  # replaced by `wait`
+
+    def wait(self) -> Batch:
+        """See `Lanes`. Raises ``PeerLost`` where workers are lost again and again."""
+        told: list[tuple[int, dict[str, Any]]] = []
+        lost: list[Piece] = []
+        for piece in self._pieces:
+            try:
+                if not piece.is_asked:
+                    raise PeerLost("it could not be told to step")
+                letter = piece.worker.wait_step()
+                told += _told(letter, piece)
+            except PeerLost as error:
+                self._replace(piece, error)
+                lost.append(piece)
+            finally:
+                piece.is_asked = False
+        return self._batch(tuple(told), lost)
+
+    def descriptors(self) -> Sequence[int]:
+        """See `Lanes`."""
+        return [piece.worker.descriptor for piece in self._pieces if piece.is_asked]
+
+    def _batch(self, told: Told, lost: Sequence[Piece]) -> Batch:
+        arrays = self._arrays
+        rows = np.zeros(self._given.num_envs, dtype=np.bool_)
+        for piece in lost:
+            rows[piece.rows] = True
+            arrays["reward"][piece.rows] = 0.0
+            arrays["terminated"][piece.rows] = False
+            arrays["truncated"][piece.rows] = True
+            arrays["diverged"][piece.rows] = False
+        is_same_step = self._given.mode is AutoresetMode.SAME_STEP
+        ended = arrays["terminated"] | arrays["truncated"]  # of the other rows, the final arrays hold what was before
+        return Batch(
+            observation=arrays["observation"].copy(),
+            reward=arrays["reward"].copy(),
+            terminated=arrays["terminated"].copy(),
+            truncated=arrays["truncated"].copy(),
+            diverged=arrays["diverged"].copy(),
+            columns={name: array.copy() for name, array in self._info},
+            final_observation=arrays["final_observation"].copy() if is_same_step else None,
+            final_columns=masked(dict(self._final), ended) if is_same_step and ended.any() else {},
+            told=told,
+            lost=rows if lost else None,
+        )
+
+    def _replace(self, piece: Piece, error: PeerLost) -> None:
+        """Start another worker for the rows of ``piece``; new episodes, which the next step resets once more."""
+        now = time.monotonic()
+        how = lost_text(error, piece.worker.kill())
+        if len(self._replaced_at) == MAX_REPLACED and now - self._replaced_at[0] < REPLACED_WITHIN_S:
+            raise PeerLost(f"{how}, the {MAX_REPLACED + 1}th within {REPLACED_WITHIN_S:g} s: giving up") from error
+        self._replaced_at.append(now)
+        self.num_replaced += 1
+        log.warning("replacing a stepping worker", reason=how, first=piece.rows.start, end=piece.rows.stop)
+        piece.worker = self._start()
+        self._send_make(piece)
+        piece.worker.wait()
+        if self._tasks:
+            self._send_tasks(piece)
+            piece.worker.wait()
+        count = piece.rows.stop - piece.rows.start
+        seeds = np.random.SeedSequence([self.num_replaced, piece.rows.start]).generate_state(count).tolist()
+        pending = self._given.mode is AutoresetMode.NEXT_STEP
+        body: dict[str, Json] = {"seeds": seeds, "pending": pending, "options": None}
+        piece.worker.send("reset", body, {"mask": np.ones(count, dtype=np.bool_)})
+        piece.worker.wait()
+
+    # --- everything else ----------------------------------------------------------------------------------------------
+
+    def reset(self, seeds: Sequence[int | None], mask: Mask, options: Mapping[str, Json] | None = None) -> Started:
+        """See `Lanes`."""
+        told: list[tuple[int, dict[str, Any]]] = []
+        plain = None if options is None else dict(options)
+        for piece in self._pieces:
+            body: dict[str, Json] = {"seeds": list(seeds[piece.rows]), "pending": False, "options": plain}
+            piece.worker.send("reset", body, {"mask": mask[piece.rows]})
+        for piece in self._pieces:
+            told += _told(piece.worker.wait(), piece)
+        columns = {name: array.copy() for name, array in self._info}
+        return Started(observation=self._arrays["observation"].copy(), columns=columns, told=tuple(told))
+
+    def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
+        """See `Lanes`."""
+        if len(tasks) != self._given.num_envs:
+            raise ConfigError(f"got {len(tasks)} tasks for {self._given.num_envs} environments")
+        self._tasks = tuple(tasks)
+        for piece in self._pieces:
+            self._send_tasks(piece)
+        for piece in self._pieces:
+            piece.worker.wait()
+
+    def _send_tasks(self, piece: Piece) -> None:
+        piece.worker.send("set_tasks", {"tasks": [task_to_json(task) for task in self._tasks[piece.rows]]})
+
+    def get_state(self) -> dict[str, NDArray[np.generic]]:
+        """See `Lanes`."""
+        for piece in self._pieces:
+            piece.worker.send("get_state", {})
+        return join_snapshots([piece.worker.wait().arrays for piece in self._pieces])
+
+    def set_state(self, state: States) -> None:
+        """See `Lanes`; where one piece does not fit, none fits."""
+        wrong = [name for name, array in state.items() if len(array) != self._given.num_envs]
+        if wrong:
+            raise ConfigError(f"snapshot array {wrong[0]!r} is not of {self._given.num_envs} environments")
+        for piece in self._pieces:
+            piece.worker.send("set_state", {}, {name: array[piece.rows] for name, array in state.items()})
+        for piece in self._pieces:
+            piece.worker.wait()
+
+    def close(self) -> None:
+        """See `Lanes`."""
+        if not self._closed:
+            self._closed = True
+            for piece in self._pieces:
+                piece.worker.close()
+            os.close(self._memory)
+
+
+def _told(letter: Letter | None, piece: Piece) -> list[tuple[int, dict[str, Any]]]:
+    if letter is None:
+        return []
+    return [(piece.rows.start + index, info) for index, info in decode_told(read(letter.body, "told", list))]

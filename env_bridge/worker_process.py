@@ -1,0 +1,124 @@
+"""The owner's side of one stepping worker: start, talk, replace."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+from env_bridge.wire import Letter, raise_error
+from env_bridge.worker_wire import (
+    DONE,
+    LETTER,
+    READY,
+    STEP,
+    receive_byte,
+    receive_letter,
+    send_byte,
+    send_letter,
+    set_patience,
+)
+from swarm.errors import PeerLost
+from swarm.messages import Arrays, Json
+
+PATIENCE_S: Final = 60.0
+"""A worker that has not answered a step after this long hangs."""
+LONG_PATIENCE_S: Final = 120.0
+"""What a worker may always take for anything else."""
+EXIT_PATIENCE_S: Final = 5.0
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class WorkerProcess:
+    """A child that runs `env_bridge.worker`. Every method raises ``PeerLost`` where it has ended or hangs."""
+
+    def __init__(self, memory: int, *, patience_s: float = PATIENCE_S) -> None:
+        self._numbers = itertools.count(1)
+        self._connection, theirs = socket.socketpair()
+        self._patience_s = patience_s
+        self._waits_s = 0.0
+        self._is_ready = False
+        with theirs:
+            command = [sys.executable, "-m", "env_bridge.worker"]
+            command += ["--control", str(theirs.fileno()), "--memory", str(memory)]
+            self.process = subprocess.Popen(
+                command,
+                pass_fds=(theirs.fileno(), memory),
+                stdin=subprocess.DEVNULL,
+                env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
+            )
+
+    def wait_ready(self) -> None:
+        """Wait until the worker has started, for as long as that may take."""
+        if not self._is_ready:
+            self._wait_for(LONG_PATIENCE_S)
+            byte = receive_byte(self._connection)
+            assert byte == READY, byte
+            self._is_ready = True
+
+    def send_step(self) -> None:
+        """Have the worker step; `wait_step` must follow."""
+        self._wait_for(self._patience_s)
+        send_byte(self._connection, STEP)
+
+    def wait_step(self) -> Letter | None:
+        """Wait for the end of the step; a letter where the worker has more to say than that it is done."""
+        byte = receive_byte(self._connection)
+        if byte == DONE:
+            return None
+        assert byte == LETTER, byte
+        return raise_error(receive_letter(self._connection))
+
+    @property
+    def descriptor(self) -> int:
+        """Becomes readable with the next answer, or the end of the worker."""
+        return self._connection.fileno()
+
+    def _wait_for(self, seconds: float) -> None:
+        if self._waits_s != seconds:
+            self._waits_s = seconds
+            set_patience(self._connection, seconds)
+
+    def send(self, kind: str, body: Mapping[str, Json], arrays: Arrays | None = None) -> None:
+        """Ask for something else than a step; `wait` must follow."""
+        self._wait_for(LONG_PATIENCE_S)
+        send_letter(self._connection, Letter(kind=kind, request_id=next(self._numbers), body=body, arrays=arrays or {}))
+
+    def poll(self, seconds: float) -> bool:
+        """Wait until there is an answer, or the end of the worker, to `wait` for; false after ``seconds``."""
+        return bool(select.select([self._connection], [], [], seconds)[0])
+
+    def wait(self) -> Letter:
+        """Wait for the answer to `send`. Raises the error that it names."""
+        self.wait_ready()
+        byte = receive_byte(self._connection)
+        assert byte == LETTER, byte
+        return raise_error(receive_letter(self._connection))
+
+    def close(self) -> None:
+        """Let the worker end by itself, or else kill it."""
+        self._connection.close()
+        try:
+            self.process.wait(EXIT_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> str:
+        """End the worker now; return how it had ended, if it had."""
+        code = self.process.poll()
+        self._connection.close()
+        if code is None:
+            self.process.kill()
+            self.process.wait()
+            return "did not answer and was killed"
+        return f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def lost_text(error: PeerLost, how: str) -> str:
+    """One line about a worker that was lost."""
+    return f"a stepping worker {how} ({error})"

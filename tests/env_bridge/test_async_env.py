@@ -1,0 +1,86 @@
+"""`AsyncBridgeVectorEnv`: the steps of `BridgeVectorEnv`, while the event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from env_bridge import AsyncBridgeVectorEnv, BridgeVectorEnv
+from swarm.errors import ActionError, ConfigError
+
+
+async def test_steps_of_a_coroutine_are_those_of_plain_code() -> None:
+    plain = BridgeVectorEnv("Hopper-v5", 8, workers=0)
+    expected, _ = plain.reset(seed=4)
+    generator = np.random.default_rng(0)
+    async with await AsyncBridgeVectorEnv.open("Hopper-v5", 8, workers=2) as env:
+        observation, _ = await env.reset(seed=4)
+        np.testing.assert_array_equal(observation, expected)
+        for _ in range(40):
+            action = generator.uniform(-1, 1, (8, 3)).astype(np.float32)
+            for got, wanted in zip((await env.step(action))[:4], plain.step(action)[:4], strict=True):
+                np.testing.assert_array_equal(got, wanted)
+        with pytest.raises(ActionError, match="action 2 of environment 7"):
+            await env.step(np.where(np.arange(24).reshape(8, 3) == 23, np.nan, 0.0))
+    plain.close()
+
+
+async def test_two_environments_step_at_the_same_time_and_the_loop_goes_on() -> None:
+    async with (
+        await AsyncBridgeVectorEnv.open("Humanoid-v4", 8) as first,
+        await AsyncBridgeVectorEnv.open("Humanoid-v4", 8) as second,
+    ):
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        await asyncio.gather(first.reset(seed=0), second.reset(seed=0))
+        before = turns
+        action = np.zeros((8, 17), np.float32)
+        one, other = await asyncio.gather(first.step(action), second.step(action))
+        counting.cancel()
+        assert turns > before + 1
+        np.testing.assert_array_equal(one[0], other[0])
+
+
+async def test_cancelled_step_is_finished_before_the_next_one() -> None:
+    async with await AsyncBridgeVectorEnv.open("HalfCheetah-v4", 4) as env:
+        await env.reset(seed=0)
+        action = np.ones((4, 6), np.float32)
+        stepping = asyncio.create_task(env.step(action))
+        await asyncio.sleep(0)
+        stepping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stepping
+        after_two = (await env.step(action))[0]
+    plain = BridgeVectorEnv("HalfCheetah-v4", 4)
+    plain.reset(seed=0)
+    plain.step(action)
+    np.testing.assert_array_equal(after_two, plain.step(action)[0])
+    plain.close()
+
+
+async def test_killed_worker_is_replaced_under_a_coroutine_too() -> None:
+    async with await AsyncBridgeVectorEnv.open("HalfCheetah-v4", 2) as env:
+        await env.reset(seed=0)
+        (descriptor,) = (piece.worker.process.pid for piece in env.vector._lanes._pieces)  # type: ignore[attr-defined]
+        os.kill(descriptor, signal.SIGKILL)
+        _, _, _, truncated, infos = await env.step(np.zeros((2, 6), np.float32))
+        assert truncated.all()
+        assert infos["lost"].all()
+        _, _, _, truncated, _ = await env.step(np.zeros((2, 6), np.float32))
+        assert not truncated.any()
+
+
+async def test_a_coroutine_needs_a_worker() -> None:
+    with pytest.raises(ConfigError, match="workers=0"):
+        await AsyncBridgeVectorEnv.open("HalfCheetah-v4", 2, workers=0)

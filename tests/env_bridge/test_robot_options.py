@@ -1,0 +1,179 @@
+"""Which options a robot takes, what it says of others, and which registered ids have a robot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.mujoco.humanoid_v5 import mass_center
+from numpy.typing import NDArray
+
+from env_bridge.robots import PICTURE_OPTIONS, robot_for
+from env_bridge.robots.anatomy import control_cost, distance_from_origin, sum_of_squares
+from env_bridge.robots.half_cheetah import HalfCheetah
+from env_bridge.vector_env import VectorEnv
+from swarm.environment import TaskParameters
+from swarm.errors import ConfigError
+
+CUSTOM = "FastCheetah-v0"
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """A further id of Gymnasium's HalfCheetah-v5, registered with options of its own."""
+    entry_point = gymnasium.spec("HalfCheetah-v5").entry_point
+    gymnasium.register(
+        CUSTOM, entry_point, kwargs={"ctrl_cost_weight": 0.5, "frame_skip": 2, "width": 64}, max_episode_steps=50
+    )
+    yield
+    del gymnasium.registry[CUSTOM]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "message"),
+    [
+        ("HalfCheetah-v5", {"ctrl_cost": 0.1}, "takes no option 'ctrl_cost'; did you mean 'ctrl_cost_weight'?"),
+        ("Hopper-v5", {"healthy_range": (0, 1)}, "did you mean 'healthy_z_range'?"),
+        ("Hopper-v4", {"frame_skip": 4}, "takes no option 'frame_skip' (its other version does); did you mean"),
+        ("Ant-v5", {"use_contact_forces": True}, "'use_contact_forces' (its other version does)"),
+        ("Ant-v4", {"healthy_reward": "1"}, "option healthy_reward is '1'; expected a finite number"),
+        ("Ant-v4", {"healthy_reward": True}, "option healthy_reward is True; expected a finite number"),
+        ("Ant-v4", {"healthy_reward": float("nan")}, "option healthy_reward is nan; expected a finite number"),
+        ("Ant-v4", {"ctrl_cost_weight": np.float64(0.5)}, "numpy's would change the precision of rewards"),
+        ("Ant-v4", {"ctrl_cost_weight": 10**400}, "expected a finite number"),
+        ("Ant-v4", {"reset_noise_scale": -0.1}, "option reset_noise_scale is -0.1; expected a number not below 0"),
+        ("Ant-v4", {"healthy_z_range": (1.0, 0.2)}, "expected two numbers, the lowest first"),
+        ("Ant-v4", {"healthy_z_range": 0.2}, "expected two numbers, the lowest first"),
+        ("Ant-v4", {"healthy_z_range": (0.2, float("nan"))}, "expected two numbers, the lowest first"),
+        ("Ant-v5", {"main_body": 1.0}, "expected the number or the name of a body"),
+        ("Ant-v5", {"frame_skip": 0}, "option frame_skip is 0; expected a whole number above 0"),
+        ("Ant-v5", {"xml_file": None}, "option xml_file is None; expected the path of a model file"),
+        ("Humanoid-v5", {"include_cvel_in_observation": 1}, "is 1; expected true or false"),
+        ("Walker2d-v4", {"render_mode": "rgb_array"}, "'render_mode' is about pictures"),
+    ],
+)
+def test_option_that_does_not_fit_is_one_line(env_id: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        robot_for(env_id, options)
+    text = str(caught.value)
+    assert message in text
+    assert text.startswith(env_id)
+    assert "\n" not in text
+
+
+def test_every_picture_option_is_gymnasiums_and_refused() -> None:
+    for name in PICTURE_OPTIONS:
+        assert name in gymnasium.envs.mujoco.MujocoEnv.__init__.__code__.co_varnames
+        with pytest.raises(ConfigError, match="about pictures"):
+            robot_for("Ant-v5", {name: None})
+
+
+def test_ranges_may_be_lists_and_integers() -> None:
+    robot = robot_for("Hopper-v4", {"healthy_z_range": [1, 2]})
+    assert getattr(robot, "healthy_z_range", None) == (1.0, 2.0)
+
+
+@pytest.mark.usefixtures("registered")
+def test_id_registered_for_gymnasiums_class_keeps_its_registered_options() -> None:
+    robot = robot_for(CUSTOM, {"frame_skip": 3})
+    assert isinstance(robot, HalfCheetah)
+    assert (robot.ctrl_cost_weight, robot.frame_skip, robot.version) == (0.5, 3, 5)
+
+
+def test_other_classes_and_unknown_ids_have_no_robot() -> None:
+    assert robot_for("Pusher-v5") is None
+    assert robot_for("HalfCheetah-v3") is None
+    assert robot_for("no such id") is None
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options"),
+    [
+        ("Ant-v5", {"main_body": "tail"}),
+        ("Ant-v5", {"main_body": 99}),
+        ("Ant-v4", {"xml_file": "inverted_pendulum.xml"}),
+        ("Walker2d-v5", {"xml_file": "inverted_pendulum.xml"}),
+    ],
+)
+def test_model_that_lacks_what_the_robot_reads_is_one_line(env_id: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="cannot live in the model") as caught:
+        VectorEnv(env_id, 1, options=options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options"),
+    [
+        ("Ant-v4", {}),
+        ("Ant-v5", {"healthy_z_range": (0.3, 0.9)}),
+        ("Humanoid-v4", {"healthy_z_range": (1.0, 1.5)}),
+        ("Humanoid-v5", {}),
+        ("Walker2d-v4", {"healthy_angle_range": (-0.3, 0.4)}),
+        ("Walker2d-v5", {}),
+        ("Hopper-v4", {"healthy_state_range": (-3, 2)}),
+        ("Hopper-v5", {}),
+    ],
+)
+def test_health_is_gymnasiums_at_both_sides_of_every_limit(env_id: str, options: dict[str, Any]) -> None:
+    robot: Any = robot_for(env_id, options)
+    raw: Any = gymnasium.make(env_id, disable_env_checker=True, **options).unwrapped
+    raw.reset(seed=0)
+    names = ("healthy_z_range", "healthy_angle_range", "healthy_state_range")
+    limits = [limit for name in names for limit in (getattr(robot, name, None) or ())]
+    values = [np.nextafter(limit, side) for limit in limits for side in (-np.inf, limit, np.inf)] + [
+        np.nan,
+        np.inf,
+        0.0,
+    ]
+    seen = set()
+    for array in (raw.data.qpos, raw.data.qvel):
+        for index in range(len(array)):
+            before = array[index]
+            for value in values:
+                array[index] = value
+                healthy = robot.is_healthy({"qpos": raw.data.qpos[None], "qvel": raw.data.qvel[None]})
+                assert healthy.tolist() == [raw.is_healthy], (index, value)
+                seen.add(bool(healthy[0]))
+            array[index] = before
+    assert seen == {False, True}
+    raw.close()
+
+
+def draw(shape: tuple[int, ...], dtype: type[np.floating]) -> NDArray[Any]:
+    """Numbers of very different sizes, so that another order of summation shows."""
+    generator = np.random.default_rng(shape)
+    return (generator.standard_normal(shape) * 10.0 ** generator.uniform(-3, 3, shape)).astype(dtype)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 8, 64, 257])
+def test_batched_sums_have_the_bits_of_one_robots_sums(num_envs: int) -> None:
+    for size in (1, 3, 6, 8, 17, 84, 129, 300):
+        action, forces = draw((num_envs, size), np.float32), draw((num_envs, size), np.float64)
+        cost, total = control_cost(0.1, np.asfortranarray(action)), sum_of_squares(np.asfortranarray(forces))
+        assert cost.dtype == np.float32
+        assert cost.tobytes() == np.array([0.1 * np.sum(np.square(row)) for row in action]).tobytes()
+        assert total.tobytes() == np.array([np.sum(np.square(row)) for row in forces]).tobytes()
+    position = draw((num_envs, 9), np.float64)[:, :2]
+    expected = np.array([np.linalg.norm(row, ord=2) for row in position])
+    assert distance_from_origin(position).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 8, 64])
+def test_centre_of_mass_has_gymnasiums_bits_with_masses_of_every_environments_own(num_envs: int) -> None:
+    env = VectorEnv("Humanoid-v5", num_envs, infos=True)
+    env.set_tasks([TaskParameters(mass=0.5 + 0.01 * index) for index in range(num_envs)])
+    env.reset()
+    action = np.random.default_rng(1).uniform(-0.4, 0.4, (num_envs, 17)).astype(np.float32)
+    simulation: Any = env.simulation
+    centre: Any = mass_center
+    before = [centre(model, data) for model, data in zip(simulation._models, simulation._datas, strict=True)]
+    step = env.step(action)
+    after = [centre(model, data) for model, data in zip(simulation._models, simulation._datas, strict=True)]
+    velocity = (np.array(after) - np.array(before)) / simulation.timestep_s
+    assert step.info["x_velocity"].tobytes() == velocity[:, 0].tobytes()
+    assert step.info["y_velocity"].tobytes() == velocity[:, 1].tobytes()
+    assert len({model.body_mass[1] for model in simulation._models}) == num_envs
+    env.close()
