@@ -19,6 +19,7 @@ ADAPTED: Final = ("context", "head", "both", "all", "ridge")
 AGGREGATIONS: Final = ("mean", "clipped_mean", "trimmed_mean", "geometric_median")
 APPLIED: Final = ("averaged", "in_turn")
 LEVELS: Final = ("context", "inner", "probe", "climb")
+CURRICULA: Final = ("uniform", "progress")
 ConfigT = TypeVar("ConfigT")
 
 
@@ -190,12 +191,21 @@ class TrialConfig:
         episode_steps: length limit of such an episode; a trial has ``episodes * episode_steps`` steps.
         train_tasks: how many tasks of the suite there are to train on.
         test_tasks: how many tasks of the suite are kept for the reported trials.
+        curriculum: how the tasks of a trial are chosen: ``uniform`` (all of them in turn, in ever new orders) or
+            ``progress`` (rather those near which returns change, see `agents.curriculum`).
+        exploration: share of the choices by progress that is the same for all tasks.
     """
 
     episodes: int = 5
     episode_steps: int = 200
     train_tasks: int = 40
     test_tasks: int = 16
+    curriculum: str = "uniform"
+    exploration: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Raise ``ConfigError`` for a curriculum that does not exist."""
+        _check_choice("trials.curriculum", self.curriculum, CURRICULA)
 
     @property
     def steps(self) -> int:

@@ -14,6 +14,7 @@ from agents.plan import NOMINAL
 from agents.rollouts import (
     ENVIRONMENT_FILE,
     TASK_SIZE,
+    chosen_tasks,
     collection_requests,
     episode_summary,
     evaluation_request,
@@ -88,11 +89,13 @@ class EnvironmentAgent(Specialist):
         if stream == "nominal":
             data = save(dict(results[-1].snapshot))
             files[ENVIRONMENT_FILE] = await context.compute(self.stage, context, round_index, ENVIRONMENT_FILE, data)
+        by_progress = stream == NOMINAL and self.team.train_tasks and self.team.trials.curriculum == "progress"
         return {
             "files": files,
             "steps": sum(result.num_steps for result in results),
             "episodes": episodes,
             "mean_rewards": mean_rewards(results, seats),
+            **({"curriculum": chosen_tasks(self.team, requests)} if by_progress else {}),
         }
 
     def _write(

@@ -110,6 +110,8 @@ def summary_of(team: TeamConfig, ledger: Ledger, index: int, result: RoundResult
             "episodes": [episode for row in result.collected.values() for episode in cast(list[Json], row["episodes"])],
             "world": result.world,
         }
+        if "curriculum" in result.collected.get(NOMINAL, {}):
+            summary["curriculum"] = result.collected[NOMINAL]["curriculum"]
         if result.adaptation is not None:
             summary["adaptation"] = {
                 "accepted": ledger.accepted,

@@ -281,6 +281,10 @@ class Pinned:
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
+    def nominal_rows(self) -> Arrays:
+        """Committed columns of the nominal stream, memory-mapped; there must be rows."""
+        return self._nominal
+
     @cached_property
     def _nominal(self) -> dict[str, NDArray[np.generic]]:
         return self._arrays(NOMINAL)

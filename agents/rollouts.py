@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.config import TeamConfig
+from agents.curriculum import draw_tasks, trials_known
 from agents.plan import NOMINAL
 from agents.randomness import generator, stream_key
 from agents.trials import Stretch, cut_into_trials, tasks_of_trial
@@ -78,14 +79,31 @@ def collection_requests(pinned: Pinned, terms: Mapping[str, Json]) -> list[Rollo
     if not nominal or not team.train_tasks:
         return [first]
     stretches = cut_into_trials(pinned.rows[stream], steps, team.trials.steps)
-    return [_trial_request(team, first, stretch, round_index) for stretch in stretches]
+    return [_trial_request(pinned, first, stretch, round_index) for stretch in stretches]
 
 
-def _trial_request(team: TeamConfig, whole: RolloutRequest, stretch: Stretch, round_index: int) -> RolloutRequest:
+def next_tasks(pinned: Pinned, trial: int) -> tuple[TaskParameters, ...]:
+    """Return the task of each environment in ``trial``: all in turn, or by the progress that the rows show."""
+    team = pinned.team
+    drawn = None
+    if team.trials.curriculum == "progress" and trials_known(team, trial) > 0:
+        drawn = draw_tasks(
+            team, trial, np.stack([task_vector(task) for task in team.train_tasks]), pinned.nominal_rows()
+        )
+    return tasks_of_trial(team, trial) if drawn is None else tuple(team.train_tasks[index] for index in drawn)
+
+
+def chosen_tasks(team: TeamConfig, requests: Sequence[RolloutRequest]) -> list[Json]:
+    """Return, for each request of a run with a curriculum, which training task (from 0) each environment had."""
+    return [[team.train_tasks.index(task) for task in request.tasks] for request in requests]
+
+
+def _trial_request(pinned: Pinned, whole: RolloutRequest, stretch: Stretch, round_index: int) -> RolloutRequest:
     """Return the part of ``whole`` within one trial; what starts a trial starts with fresh episodes and memory."""
+    team = pinned.team
     return replace(
         whole,
-        tasks=tasks_of_trial(team, stretch.trial),
+        tasks=next_tasks(pinned, stretch.trial),
         seed=stream_key(team.seed, NOMINAL, stretch.trial, round_index),
         num_steps=stretch.steps,
         snapshot=None if stretch.fresh else whole.snapshot,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from env_bridge import vector_env
 from env_bridge.autoreset import Batch, Mask, assemble
 from env_bridge.lanes import PENDING, LaneOptions, Lanes, LocalLanes
+from env_bridge.viewer import Viewer, check_mode
 from env_bridge.worker_lanes import WorkerLanes
 from env_bridge.worker_process import PATIENCE_S
 from swarm.environment import EnvironmentSpec, TaskParameters
@@ -47,7 +48,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         tasks: task parameters per environment; ``reset(options={"tasks": …})`` changes them.
         actions: ``gymnasium``: out of range is taken as there; ``strict``: it is an ``ActionError``.
         patience_s: a worker that has not answered after so many seconds hangs.
-        options: constructor options of the environment's class.
+        options: constructor options of the environment's class; with ``render_mode``, `render` draws.
 
     Raises:
         ConfigError: an unknown id or option, or a value that does not fit.
@@ -67,6 +68,9 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         **options: Any,  # noqa: ANN401 - as Gymnasium's
     ) -> None:
         self.closed = True  # nothing to close yet, should this fail
+        self.render_mode = options.pop("render_mode", None)
+        if self.render_mode is not None:
+            check_mode(self.render_mode)
         num_workers = _check(num_envs, workers, actions)
         given = LaneOptions(
             env_id=env_id,
@@ -87,6 +91,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self.closed = False
         self.patience_s = patience_s
         self._is_stepping = False
+        self._viewer: Viewer | None = None
         self._pending = np.zeros(num_envs, dtype=np.bool_)
         self._unstarted = np.ones(num_envs, dtype=np.bool_)
         self.num_diverged = 0
@@ -272,8 +277,26 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             infos = self._add_info(infos, info, index)
         return infos
 
+    def render(self) -> tuple[NDArray[Any], ...]:
+        """Return one frame for each environment, as Gymnasium's class draws it.
+
+        Raises:
+            ConfigError: made without ``render_mode``, or not one of MuJoCo's.
+        """
+        self._finish_step()
+        if self.render_mode is None:
+            raise ConfigError("nothing to draw with: make this vector environment with render_mode='rgb_array'")
+        if self._viewer is None:
+            self._viewer = Viewer(self._given.env_id, self.render_mode, self._given.options)
+        state = self._lanes.get_state()
+        nq, nv = self._viewer.sizes
+        physics = np.asarray(state["physics"], dtype=np.float64)
+        return self._viewer.draw(physics[:, 1 : 1 + nq], physics[:, 1 + nq : 1 + nq + nv])
+
     def close_extras(self, **kwargs: object) -> None:
         """Release workers, threads and memory (called once by ``close``)."""
+        if self._viewer is not None:
+            self._viewer.close()
         self._lanes.close()
 
     # --- tasks and states ---------------------------------------------------------------------------------------------

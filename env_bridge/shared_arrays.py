@@ -49,16 +49,24 @@ class SharedArrays:
     """
 
     def __init__(self, descriptor: int, specs: Iterable[ArraySpec], *, create: bool) -> None:
-        self._specs = tuple(specs)
-        size = max(sum(spec.num_bytes for spec in self._specs), ALIGNMENT)
+        self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any], int]] = {}
+        size = 0
+        for spec in specs:
+            self._layout[spec.name] = (spec.shape, np.dtype(spec.dtype), size)
+            size += spec.num_bytes
+        size = max(size, ALIGNMENT)
         if create:
             os.ftruncate(descriptor, size)
-        self._map = mmap.mmap(descriptor, size)
-        self.arrays: dict[str, NDArray[Any]] = {}
-        offset = 0
-        for spec in self._specs:
-            self.arrays[spec.name] = np.ndarray(spec.shape, spec.dtype, buffer=self._map, offset=offset)
-            offset += spec.num_bytes
+        self._bytes = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8)
+        self.arrays = self._arrays_in(self._bytes)
+
+    def copy(self) -> dict[str, NDArray[Any]]:
+        """Copies of all arrays, made in one piece."""
+        return self._arrays_in(self._bytes.copy())
+
+    def _arrays_in(self, memory: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        buffer = memory.data
+        return {name: np.ndarray(shape, dtype, buffer, offset) for name, (shape, dtype, offset) in self._layout.items()}
 
 
 def open_memory() -> int:

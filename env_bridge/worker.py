@@ -6,6 +6,7 @@ It is started with one end of a socket pair and the descriptor of the shared mem
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import traceback
@@ -161,7 +162,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m env_bridge.worker", description="A stepping worker (internal).")
     parser.add_argument("--control", type=int, required=True, help="descriptor of a socket to the owner")
     parser.add_argument("--memory", type=int, required=True, help="descriptor of the shared memory")
+    parser.add_argument("--cpu", type=int, help="the processor to stay on (default: any)")
     options = parser.parse_args()
+    if options.cpu is not None:
+        os.sched_setaffinity(0, {options.cpu})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
     route_warnings_to_log()
     with socket.socket(fileno=options.control) as connection:

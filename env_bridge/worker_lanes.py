@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from env_bridge.autoreset import Batch, Mask, masked
-from env_bridge.infos import Told, decode_told
+from env_bridge.infos import Columns, Told, decode_told
 from env_bridge.lanes import LaneOptions, Started, States, shared_specs
 from env_bridge.shared_arrays import SharedArrays, open_memory
 from env_bridge.snapshots import join_snapshots
@@ -46,6 +46,7 @@ class Piece:
 
     rows: slice
     worker: WorkerProcess
+    cpu: int | None
     is_asked: bool = False
 
 
@@ -63,9 +64,10 @@ class WorkerLanes:
         self._patience_s = patience_s
         self._specs = shared_specs(specimen, given)
         self._memory = open_memory()
-        self._arrays = SharedArrays(self._memory, self._specs, create=True).arrays
-        self._info = [(name.partition("/")[2], self._arrays[name]) for name in self._arrays if name.startswith("info/")]
-        self._final = [(n.partition("/")[2], array) for n, array in self._arrays.items() if n.startswith("final/")]
+        self._shared = SharedArrays(self._memory, self._specs, create=True)
+        names = [spec.name for spec in self._specs]
+        self._info = [(name.removeprefix("info/"), name) for name in names if name.startswith("info/")]
+        self._final = [(name.removeprefix("final/"), name) for name in names if name.startswith("final/")]
         self._tasks: tuple[TaskParameters, ...] = ()
         self._closed = False
         self.num_replaced = 0
@@ -73,8 +75,8 @@ class WorkerLanes:
         bounds = np.linspace(0, given.num_envs, min(workers, given.num_envs) + 1).astype(int).tolist()
         self._pieces: list[Piece] = []
         try:
-            for first, end in itertools.pairwise(bounds):
-                self._pieces.append(Piece(rows=slice(first, end), worker=self._start()))
+            for cpu, (first, end) in zip(choose_cpus(len(bounds) - 1), itertools.pairwise(bounds), strict=True):
+                self._pieces.append(Piece(rows=slice(first, end), worker=self._start(cpu), cpu=cpu))
             for piece in self._pieces:
                 self._send_make(piece)
             for piece in self._pieces:
@@ -83,8 +85,8 @@ class WorkerLanes:
             self.close()
             raise
 
-    def _start(self) -> WorkerProcess:
-        return WorkerProcess(self._memory, patience_s=self._patience_s)
+    def _start(self, cpu: int | None) -> WorkerProcess:
+        return WorkerProcess(self._memory, patience_s=self._patience_s, cpu=cpu)
 
     def _send_make(self, piece: Piece) -> None:
         given = self._given
@@ -103,7 +105,7 @@ class WorkerLanes:
 
     def send(self, action: NDArray[Any]) -> None:
         """See `Lanes`."""
-        np.copyto(self._arrays["action"], action)
+        np.copyto(self._shared.arrays["action"], action)
         for piece in self._pieces:
             try:
                 piece.worker.send_step()
@@ -133,27 +135,28 @@ class WorkerLanes:
         return [piece.worker.descriptor for piece in self._pieces if piece.is_asked]
 
     def _batch(self, told: Told, lost: Sequence[Piece]) -> Batch:
-        arrays = self._arrays
-        rows = np.zeros(self._given.num_envs, dtype=np.bool_)
+        out = self._shared.copy()
+        rows = np.zeros(self._given.num_envs, dtype=np.bool_) if lost else None
         for piece in lost:
-            rows[piece.rows] = True
-            arrays["reward"][piece.rows] = 0.0
-            arrays["terminated"][piece.rows] = False
-            arrays["truncated"][piece.rows] = True
-            arrays["diverged"][piece.rows] = False
-        is_same_step = self._given.mode is AutoresetMode.SAME_STEP
-        ended = arrays["terminated"] | arrays["truncated"]  # of the other rows, the final arrays hold what was before
+            assert rows is not None
+            rows[piece.rows] = out["truncated"][piece.rows] = True
+            out["reward"][piece.rows] = 0.0
+            out["terminated"][piece.rows] = out["diverged"][piece.rows] = False
+        final: Columns = {}
+        if self._final:
+            ended = out["terminated"] | out["truncated"]  # of the other rows, the arrays hold what was before
+            final = masked({key: out[name] for key, name in self._final}, ended) if ended.any() else {}
         return Batch(
-            observation=arrays["observation"].copy(),
-            reward=arrays["reward"].copy(),
-            terminated=arrays["terminated"].copy(),
-            truncated=arrays["truncated"].copy(),
-            diverged=arrays["diverged"].copy(),
-            columns={name: array.copy() for name, array in self._info},
-            final_observation=arrays["final_observation"].copy() if is_same_step else None,
-            final_columns=masked(dict(self._final), ended) if is_same_step and ended.any() else {},
+            observation=out["observation"],
+            reward=out["reward"],
+            terminated=out["terminated"],
+            truncated=out["truncated"],
+            diverged=out["diverged"],
+            columns={key: out[name] for key, name in self._info},
+            final_observation=out.get("final_observation"),
+            final_columns=final,
             told=told,
-            lost=rows if lost else None,
+            lost=rows,
         )
 
     def _replace(self, piece: Piece, error: PeerLost) -> None:
@@ -165,7 +168,7 @@ class WorkerLanes:
         self._replaced_at.append(now)
         self.num_replaced += 1
         log.warning("replacing a stepping worker", reason=how, first=piece.rows.start, end=piece.rows.stop)
-        piece.worker = self._start()
+        piece.worker = self._start(piece.cpu)
         self._send_make(piece)
         piece.worker.wait()
         if self._tasks:
@@ -189,8 +192,9 @@ class WorkerLanes:
             piece.worker.send("reset", body, {"mask": mask[piece.rows]})
         for piece in self._pieces:
             told += _told(piece.worker.wait(), piece)
-        columns = {name: array.copy() for name, array in self._info}
-        return Started(observation=self._arrays["observation"].copy(), columns=columns, told=tuple(told))
+        out = self._shared.copy()
+        columns = {key: out[name] for key, name in self._info}
+        return Started(observation=out["observation"], columns=columns, told=tuple(told))
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """See `Lanes`."""
@@ -228,6 +232,16 @@ class WorkerLanes:
             for piece in self._pieces:
                 piece.worker.close()
             os.close(self._memory)
+
+
+def choose_cpus(num_workers: int) -> list[int] | list[None]:
+    """One processor for each worker where there are as many as workers; else any may run anywhere.
+
+    The one who wakes several workers at once draws them to its own processor, where they step one after the other.
+    Where there are more processors than workers, some are idle, and which to use is the kernel's to know.
+    """
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return cpus if len(cpus) == num_workers > 1 else [None] * num_workers
 
 
 def _told(letter: Letter | None, piece: Piece) -> list[tuple[int, dict[str, Any]]]:

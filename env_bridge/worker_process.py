@@ -35,9 +35,15 @@ THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_T
 
 
 class WorkerProcess:
-    """A child that runs `env_bridge.worker`. Every method raises ``PeerLost`` where it has ended or hangs."""
+    """A child that runs `env_bridge.worker`. Every method raises ``PeerLost`` where it has ended or hangs.
 
-    def __init__(self, memory: int, *, patience_s: float = PATIENCE_S) -> None:
+    Args:
+        memory: descriptor of shared memory, which the child gets too.
+        patience_s: how long a step may take.
+        cpu: the processor to stay on; ``None``: any.
+    """
+
+    def __init__(self, memory: int, *, patience_s: float = PATIENCE_S, cpu: int | None = None) -> None:
         self._numbers = itertools.count(1)
         self._connection, theirs = socket.socketpair()
         self._patience_s = patience_s
@@ -46,6 +52,8 @@ class WorkerProcess:
         with theirs:
             command = [sys.executable, "-m", "env_bridge.worker"]
             command += ["--control", str(theirs.fileno()), "--memory", str(memory)]
+            if cpu is not None:
+                command += ["--cpu", str(cpu)]
             self.process = subprocess.Popen(
                 command,
                 pass_fds=(theirs.fileno(), memory),

@@ -162,7 +162,8 @@ def _add_adapt_options(adapt: _Parser) -> None:
     adapt.add_argument(
         "--shift",
         metavar="KEY=VALUE,…",
-        help="factors on gravity, mass, friction, damping, actuator_gain; crippled=INDEX; velocity=M/S",
+        help="factors on gravity, mass, friction, damping, actuator_gain; crippled=INDEX; observation_delay=STEPS; "
+        "sensor_noise=DEVIATION; velocity=M/S; direction=RAD; goal_x=M,goal_y=M",
     )
     adapt.add_argument(
         "--suite", metavar="NAME", help="adapt to each of some test tasks of a suite, such as shift-test"

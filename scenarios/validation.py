@@ -104,6 +104,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "team.trials.episode_steps": _at_least(2, 10**6),
     "team.trials.train_tasks": _at_least(1, 10_000),
     "team.trials.test_tasks": _at_least(1, 1_000),
+    "team.trials.exploration": _at_least(0, 1),
     "team.adapt.episodes": _at_least(1, 1_000),
     "team.adapt.evaluation_blocks": _at_least(1, 1_000),
     "team.adapt.transitions": _at_least(2, 1_000),

@@ -22,6 +22,7 @@ import numpy as np
 from bridge_players import SEED, STEPS, open_mouth, quieten, script_actions, write_script
 from numpy.typing import NDArray
 
+from env_bridge.async_env import AsyncBridgeVectorEnv
 from env_bridge.client import BridgeClient, connect
 from swarm.environment import EnvironmentSpec, RolloutRequest, RolloutResult, TaskParameters
 
@@ -106,26 +107,33 @@ async def collect(env_id: str, num_envs: int, folder: Path, workers: int, say: C
 
 
 async def latency(env_id: str, num_envs: int, folder: Path, workers: int, say: Callable[[object], None]) -> None:
-    """Step from a coroutine and, in turn, the physics alone in a plain loop of one core; answer both medians."""
+    """Step from a coroutine in two ways and, in turn, the physics alone in a loop of one core; answer the medians."""
     single: Any = gymnasium.make(env_id).unwrapped
     datas = [mujoco.MjData(single.model) for _ in range(num_envs)]
     actions = script_actions(env_id, num_envs)
-    async with bridge(folder, "latency", workers) as client:
+    async with (
+        bridge(folder, "latency", workers) as client,
+        await AsyncBridgeVectorEnv.open(env_id, num_envs, workers=1) as own,
+    ):
         env = await client.make(env_id, num_envs)
         await env.reset(seed=SEED)
+        await own.reset(seed=SEED)
         say("ready")
         async for seconds in lines():
-            taken: dict[str, list[float]] = {"step": [], "physics": []}
+            taken: dict[str, list[float]] = {"step": [], "bridge": [], "physics": []}
             end = time.perf_counter() + seconds
             while time.perf_counter() < end:
                 action = actions[len(taken["step"]) % STEPS[env_id]]
                 start = time.perf_counter()
+                await own.step(action)
+                middle = time.perf_counter()
                 await env.step(action)
                 between = time.perf_counter()
                 for data, row in zip(datas, action, strict=True):
                     data.ctrl[:] = row
                     mujoco.mj_step(single.model, data, nstep=single.frame_skip)
-                taken["step"].append(between - start)
+                taken["step"].append(middle - start)
+                taken["bridge"].append(between - middle)
                 taken["physics"].append(time.perf_counter() - between)
             say({name: statistics.median(values) for name, values in taken.items()})
         await env.close()

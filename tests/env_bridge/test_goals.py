@@ -107,7 +107,7 @@ def test_a_rollout_takes_a_target_position_and_refuses_it_beside_a_velocity() ->
         policy="random",
         noise_seed=1,
     )
-    assert (run_rollout(request).columns["reward"] < 0.0).all()
+    assert (run_rollout(request).columns["reward"].astype(np.float64) < 0.0).all()
     wrong = RolloutRequest(
         env_id="Ant-v4",
         tasks=(TaskParameters(goal_x=1.0, velocity=1.0),) * 8,

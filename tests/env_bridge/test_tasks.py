@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -85,10 +87,28 @@ def test_whole_numbers_and_missing_goals_are_told_apart_in_plain_data() -> None:
             task_from_json(values)
 
 
+def test_table_in_the_docs_says_what_the_code_does() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", text, flags=re.MULTILINE)
+    assert rows == [
+        (name, r.unit, f"{'whole ' if name in WHOLE_NUMBERS else ''}{r.low:g} to {r.high:g}", said(name))
+        for name, r in RANGES.items()
+    ]
+    assert re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", text, flags=re.MULTILINE)[
+        -len(SUITES) :
+    ] == list(SUITES)
+
+
+def said(name: str) -> str:
+    default = getattr(NOMINAL, name)
+    return "none" if default is None else f"{default:g}"
+
+
 def test_each_parameter_has_a_range_that_holds_its_default() -> None:
     assert tuple(RANGES) == tuple(field.name for field in fields(TaskParameters))
     for field in fields(TaskParameters):
-        assert field.default is None or RANGES[field.name].low <= field.default <= RANGES[field.name].high
+        default = getattr(NOMINAL, field.name)
+        assert default is None or RANGES[field.name].low <= default <= RANGES[field.name].high
         assert (field.name in WHOLE_NUMBERS) == ("int" in str(field.type))
 
 

@@ -58,6 +58,7 @@ SUITE_PRESETS = {
     "halfcheetah-dir": ("HalfCheetah-v4", "halfcheetah-dir"),
     "halfcheetah-shift": ("HalfCheetah-v4", "shift-train"),
     "ant-dir": ("Ant-v4", "ant-dir"),
+    "ant-goal": ("Ant-v4", "ant-goal"),
     "humanoid-dir": ("Humanoid-v4", "humanoid-dir"),
 }
 
