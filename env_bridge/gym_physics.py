@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from env_bridge.dynamics import ModelPool
 from env_bridge.infos import Columns, Told
-from env_bridge.physics import STATE, Crew, Outcome, check_state
+from env_bridge.physics import Crew, Outcome, check_state
 from env_bridge.robots.anatomy import Floats
+from env_bridge.stepping import STATE
 from env_bridge.tasks import has_nominal_dynamics, has_own_reward
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
@@ -98,7 +99,7 @@ class GymSimulation:
     def step(self, action: NDArray[Any], indices: NDArray[np.int64]) -> Outcome:
         """Step through the class."""
 
-        def work(piece: NDArray[np.int64]) -> None:
+        def work(piece: NDArray[np.int64], thread: int) -> None:
             for index in piece.tolist():
                 self._observation[index], reward, terminated, truncated, info = self._envs[index].step(action[index])
                 self._reward[index] = reward

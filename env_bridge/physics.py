@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import gymnasium
 import mujoco
@@ -21,11 +21,9 @@ from env_bridge.goals import make_goals
 from env_bridge.infos import Columns, Told
 from env_bridge.models import load_robot_model
 from env_bridge.robots.anatomy import Floats, Judgement, Robot, Transition
-from env_bridge.stepping import make_track
+from env_bridge.stepping import STATE, Track
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
-
-STATE: Final = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,19 +112,19 @@ class Crew:
     """
 
     def __init__(self, workers: int) -> None:
-        self._workers = workers
+        self.workers = workers
         self._pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="stepping") if workers > 1 else None
 
-    def share(self, work: Callable[[NDArray[np.int64]], None], indices: NDArray[np.int64]) -> None:
-        """Call ``work`` with pieces of ``indices``; which thread does which never changes a bit."""
+    def share(self, work: Callable[[NDArray[np.int64], int], None], indices: NDArray[np.int64]) -> None:
+        """Call ``work`` with pieces of ``indices`` and their number, below W; who does which never changes a bit."""
         if self._pool is None:
-            work(indices)
+            work(indices, 0)
             return
-        pieces = [piece for piece in np.array_split(indices, self._workers) if len(piece)]
-        futures = [self._pool.submit(work, piece) for piece in pieces[1:]]
+        pieces = [piece for piece in np.array_split(indices, self.workers) if len(piece)]
+        futures = [self._pool.submit(work, piece, number) for number, piece in enumerate(pieces[1:], start=1)]
         try:
             if pieces:
-                work(pieces[0])
+                work(pieces[0], 0)
         finally:
             errors = [future.exception() for future in futures]
         for error in errors:
@@ -142,7 +140,8 @@ class Crew:
 class RobotSimulation:
     """The fast form: MuJoCo is called directly, and observation and reward are computed for all environments at once.
 
-    Equal to Gymnasium's class of the same robot to the last bit. Environments with nominal dynamics share one model.
+    Equal to Gymnasium's class of the same robot to the last bit. Environments with nominal dynamics share one model
+    and all that one thread steps share one ``mjData``: of each, only its integration state is kept.
     """
 
     def __init__(self, robot: Robot, num_envs: int, workers: int) -> None:
@@ -150,8 +149,6 @@ class RobotSimulation:
         self.model: mujoco.MjModel = load_robot_model(robot)
         self._pool = ModelPool(self.model)
         self._models = [self.model] * num_envs
-        self._datas = [mujoco.MjData(self.model) for _ in range(num_envs)]
-        self._initial = (self._datas[0].qpos.copy(), self._datas[0].qvel.copy())
         self._crew = Crew(workers)
         self._goals = make_goals([TaskParameters()] * num_envs, planar=robot.planar)
         self.num_envs = num_envs
@@ -166,10 +163,21 @@ class RobotSimulation:
         self._judgement: Judgement | None = None
 
     def _read_fields(self) -> None:
-        """Allocate the batched fields, and connect them with the simulations."""
-        views = {name: [read(self.model, data) for data in self._datas] for name, read in self._robot.views().items()}
-        self._copied = {name: np.zeros((self.num_envs, *rows[0].shape)) for name, rows in views.items()}
-        self._track = make_track(self._models, self._datas, views, self._copied)
+        """Allocate states and batched fields, and connect them with one ``mjData`` for each thread."""
+        datas = [mujoco.MjData(self.model) for _ in range(self._crew.workers)]
+        self._initial = (datas[0].qpos.copy(), datas[0].qvel.copy())
+        self._states = np.zeros((self.num_envs, mujoco.mj_stateSize(self.model, STATE)))
+        mujoco.mj_getState(self.model, datas[0], self._states[0], STATE)
+        self._states[:] = self._states[0]
+        self._diverged = np.zeros(self.num_envs, dtype=np.bool_)
+        sources = self._robot.views()
+        views = [{name: read(self.model, data) for name, read in sources.items()} for data in datas]
+        self._copied = {name: np.zeros((self.num_envs, *view.shape)) for name, view in views[0].items()}
+        addresses = np.full(self.num_envs, self.model._address, np.int64)
+        self._tracks = [
+            Track(addresses, data, seen, self._copied, self._states) for data, seen in zip(datas, views, strict=True)
+        ]
+        self._addresses = addresses
         self._constants = {
             name: np.stack([read(self.model)] * self.num_envs) for name, read in self._robot.constants().items()
         }
@@ -184,25 +192,27 @@ class RobotSimulation:
 
     def _use_model(self, index: int, model: mujoco.MjModel) -> None:
         self._models[index] = model
-        self._track.models[index] = model._address
+        self._addresses[index] = model._address
         for name, read in self._robot.constants().items():
             self._constants[name][index] = read(model)
 
     def reset(self, index: int, generator: np.random.Generator, options: Mapping[str, Any] | None = None) -> None:
         """Draw an initial state, as Gymnasium's ``reset_model`` does; there are no options to it."""
-        model, data = self._models[index], self._datas[index]
-        mujoco.mj_resetData(model, data)
-        data.qpos[:], data.qvel[:] = self._robot.draw_state(generator, *self._initial)
-        mujoco.mj_forward(model, data)
-        self._track.gather(index)
+        model, track = self._models[index], self._tracks[0]
+        mujoco.mj_resetData(model, track.data)
+        track.data.qpos[:], track.data.qvel[:] = self._robot.draw_state(generator, *self._initial)
+        mujoco.mj_forward(model, track.data)
+        track.gather(index)
+        mujoco.mj_getState(model, track.data, self._states[index], STATE)
 
     def step(self, action: NDArray[Any], indices: NDArray[np.int64]) -> Outcome:
         """Step with Gymnasium's reward and termination, or those of the goals."""
-        robot, track = self._robot, self._track
+        robot, tracks, diverged = self._robot, self._tracks, self._diverged
         before = robot.locate(self._fields)
 
-        def work(piece: NDArray[np.int64]) -> None:
-            track.step(action, piece, robot.frame_skip, post_constraint=robot.reads_contact_forces)
+        def work(piece: NDArray[np.int64], thread: int) -> None:
+            reads_forces = robot.reads_contact_forces
+            tracks[thread].step(action, piece, diverged, robot.frame_skip, post_constraint=reads_forces)
 
         self._crew.share(work, indices)
         position = robot.locate(self._fields)
@@ -211,7 +221,7 @@ class RobotSimulation:
             fields=self._fields, position=position, velocity=velocity, action=action, goals=goals
         )
         self._judgement = judgement = robot.judge(self._transition)
-        diverged = track.diverged.copy()
+        diverged = diverged.copy()
         if not np.isfinite(judgement.reward).all():
             diverged |= ~np.isfinite(judgement.reward)
         return Outcome(
@@ -248,19 +258,14 @@ class RobotSimulation:
 
     def get_state(self) -> dict[str, Floats]:
         """Integration state (warm start included), and the fields: MuJoCo's derived arrays lag by one physics step."""
-        physics = np.zeros((self.num_envs, mujoco.mj_stateSize(self.model, STATE)))
-        for row, model, data in zip(physics, self._models, self._datas, strict=True):
-            mujoco.mj_getState(model, data, row, STATE)
-        return {"physics": physics} | {f"field.{name}": field.copy() for name, field in self._copied.items()}
+        fields = {f"field.{name}": field.copy() for name, field in self._copied.items()}
+        return {"physics": self._states.copy()} | fields
 
     def set_state(self, state: Mapping[str, Floats]) -> None:
         """Return to an earlier ``get_state``; fits any simulation of the same robot and size."""
-        rows = (self.num_envs, mujoco.mj_stateSize(self.model, STATE))
-        expected = {"physics": rows} | {f"field.{name}": field.shape for name, field in self._copied.items()}
-        check_state(state, expected)
-        for row, model, data in zip(state["physics"], self._models, self._datas, strict=True):
-            mujoco.mj_resetData(model, data)
-            mujoco.mj_setState(model, data, row, STATE)
+        fields = {f"field.{name}": field.shape for name, field in self._copied.items()}
+        check_state(state, {"physics": self._states.shape} | fields)
+        self._states[...] = state["physics"]
         for name, field in self._copied.items():
             field[...] = state[f"field.{name}"]
 

@@ -9,8 +9,7 @@ share of each environment's step (2 of 31 µs for HalfCheetah), and threads scal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +28,7 @@ from swarm.errors import SwarmError
 Integers = NDArray[np.int64]
 FIRST_WARNING: Final = int(mujoco.mjtWarning.mjWARN_BADQPOS)
 LAST_WARNING: Final = int(mujoco.mjtWarning.mjWARN_BADQACC)
+STATE: Final = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 WARNING_WORDS: Final = 2
 """A warning's statistics are two 32-bit words, (last information, number)."""
 
@@ -48,8 +48,14 @@ _load_library()
 _DOUBLES: Final[Any] = types.CPointer(types.float64)  # type: ignore[no-untyped-call]
 _WORDS: Final[Any] = types.CPointer(types.int32)  # type: ignore[no-untyped-call]
 _array: Final[Any] = numba.carray  # type: ignore[attr-defined]
-_STEP: Final = types.ExternalFunction("mj_step", types.void(types.voidptr, types.voidptr))
-_POST_CONSTRAINT: Final = types.ExternalFunction("mj_rnePostConstraint", types.void(types.voidptr, types.voidptr))
+_STEP: Final[Any] = types.ExternalFunction("mj_step", types.void(types.voidptr, types.voidptr))
+_SET_STATE: Final[Any] = types.ExternalFunction(
+    "mj_setState", types.void(types.voidptr, types.voidptr, types.voidptr, types.intc)
+)
+_GET_STATE: Final[Any] = types.ExternalFunction(
+    "mj_getState", types.void(types.voidptr, types.voidptr, types.voidptr, types.intc)
+)
+_POST_CONSTRAINT: Final[Any] = types.ExternalFunction("mj_rnePostConstraint", types.void(types.voidptr, types.voidptr))
 
 
 def _make_pointer(context: Any, address: Any) -> Any:  # noqa: ANN401 - numba's protocol
@@ -83,124 +89,123 @@ _words: Any = intrinsic(_make_words)
 
 
 @numba.njit(cache=True, nogil=True)
-def _gather(sources: Any, targets: Any, sizes: Any, warnings: Any, diverged: Any, e: int) -> None:  # noqa: ANN401
+def _gather(sources: Any, targets: Any, sizes: Any, e: int) -> None:  # noqa: ANN401 - arrays of addresses; see `Track`
     for f in range(len(sizes)):
         size = sizes[f]
-        source = _array(_doubles(sources[e, f]), size)
+        source = _array(_doubles(sources[f]), size)
         target = _array(_doubles(targets[f] + 8 * size * e), size)
         for k in range(size):
             target[k] = source[k]
-    numbers = _array(_words(warnings[e]), (LAST_WARNING - FIRST_WARNING + 1, WARNING_WORDS))
-    diverged[e] = False
-    for k in range(numbers.shape[0]):
-        if numbers[k, 0] != 0:
-            diverged[e] = True
 
 
 @numba.njit(cache=True, nogil=True)
 def _step(
-    models: Any,  # noqa: ANN401 - arrays of addresses; see `Track`
-    datas: Any,  # noqa: ANN401
-    controls: Any,  # noqa: ANN401
+    models: Any,  # noqa: ANN401
+    data_address: int,
+    control_address: int,
+    warning_address: int,
     sources: Any,  # noqa: ANN401
     targets: Any,  # noqa: ANN401
     sizes: Any,  # noqa: ANN401
-    warnings: Any,  # noqa: ANN401
+    states_address: int,
+    states_size: int,
     diverged: Any,  # noqa: ANN401
     action: Any,  # noqa: ANN401
     indices: Any,  # noqa: ANN401
     frame_skip: int,
     post_constraint: bool,
 ) -> None:
+    control = _array(_doubles(control_address), action.shape[1])
+    warnings = _array(_words(warning_address), (LAST_WARNING - FIRST_WARNING + 1, WARNING_WORDS))
+    data = _pointer(data_address)
     for i in range(len(indices)):
         e = indices[i]
-        control = _array(_doubles(controls[e]), action.shape[1])
+        model, state = _pointer(models[e]), _pointer(states_address + 8 * states_size * e)
+        _SET_STATE(model, data, state, STATE)
         for j in range(action.shape[1]):
             control[j] = action[e, j]
-        model, data = _pointer(models[e]), _pointer(datas[e])
+        for k in range(warnings.shape[0]):
+            warnings[k, 0] = 0
         for _ in range(frame_skip):
             _STEP(model, data)
         if post_constraint:
             _POST_CONSTRAINT(model, data)
-        _gather(sources, targets, sizes, warnings, diverged, e)
+        _gather(sources, targets, sizes, e)
+        _GET_STATE(model, data, state, STATE)
+        diverged[e] = False
+        for k in range(warnings.shape[0]):
+            if warnings[k, 0] != 0:
+                diverged[e] = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Track:
-    """Addresses of E simulations and of the batched fields into which they are copied. Keeps nothing alive.
+    """One ``mjData``, and what of E simulations goes through it in turn: states in, fields and states out.
 
-    Attributes:
-        models: (E,) of ``mjModel``; may be rewritten where an environment gets another model.
-        datas: (E,) of ``mjData``.
-        controls: (E,) of ``mjData.ctrl``.
-        sources: (E, F) of the fields' arrays inside each ``mjData``.
-        targets: (F,) of the batched fields, float64 and contiguous.
-        sizes: (F,) doubles of one environment.
-        warnings: (E,) of the counts of diverged states.
-        diverged: (E,) whether MuJoCo met a state that was not finite since the last reset.
+    What MuJoCo derives from a state, it derives again at each step, so that the integration state (warm start included)
+    is all that needs to be kept of each simulation; and the processor's caches hold one ``mjData`` instead of many.
+
+    Args:
+        models: (E,) addresses of ``mjModel``; may be rewritten where an environment gets another model.
+        data: which `step` may use freely.
+        views: by field, its contiguous array inside ``data``.
+        fields: by the same names, the batched fields (E, …), contiguous float64.
+        states: (E, S) integration states.
     """
 
-    models: Integers
-    datas: Integers
-    controls: Integers
-    sources: Integers
-    targets: Integers
-    sizes: Integers
-    warnings: Integers
-    diverged: NDArray[np.bool_]
+    def __init__(
+        self,
+        models: Integers,
+        data: mujoco.MjData,
+        views: Mapping[str, NDArray[np.float64]],
+        fields: Mapping[str, NDArray[np.float64]],
+        states: NDArray[np.float64],
+    ) -> None:
+        for name, view in views.items():
+            assert view.flags.c_contiguous, name
+            assert fields[name].flags.c_contiguous, name
+            assert fields[name].dtype == view.dtype == np.float64, name
+            assert fields[name].shape[1:] == view.shape, name
+        numbers = data.warning.number[FIRST_WARNING : LAST_WARNING + 1]
+        assert numbers.dtype == np.int32, "the kernel reads 32-bit words"
+        assert numbers.strides == (4 * WARNING_WORDS,), "the kernel reads every second word"
+        self.data = data
+        self.models = models
+        self._kept = (views, fields, states)  # the addresses below are theirs
+        self._places = (data._address, data.ctrl.ctypes.data, numbers.ctypes.data)
+        self._sources = np.array([view.ctypes.data for view in views.values()], np.int64)
+        self._targets = np.array([fields[name].ctypes.data for name in views], np.int64)
+        self._sizes = np.array([view.size for view in views.values()], np.int64)
+        self._states = (states.ctypes.data, states.shape[1])
 
     def gather(self, index: int) -> None:
-        """Copy the fields of one environment."""
-        _gather(self.sources, self.targets, self.sizes, self.warnings, self.diverged, index)
+        """Copy the fields of ``data`` as those of an environment."""
+        _gather(self._sources, self._targets, self._sizes, index)
 
-    def step(self, action: NDArray[np.float32], indices: Integers, frame_skip: int, *, post_constraint: bool) -> None:
-        """Step ``indices`` with their rows of ``action`` (E, A) and copy their fields.
+    def step(
+        self,
+        action: NDArray[np.float32],
+        indices: Integers,
+        diverged: NDArray[np.bool_],
+        frame_skip: int,
+        *,
+        post_constraint: bool,
+    ) -> None:
+        """Step ``indices`` with their rows of ``action`` (E, A); write their states, fields and ``diverged`` (E,).
 
         Args:
+            diverged: whether MuJoCo met a state that was not finite, and reset it.
             post_constraint: also compute the contact forces on bodies, as Gymnasium does where they are read.
         """
         _step(
             self.models,
-            self.datas,
-            self.controls,
-            self.sources,
-            self.targets,
-            self.sizes,
-            self.warnings,
-            self.diverged,
+            *self._places,
+            self._sources,
+            self._targets,
+            self._sizes,
+            *self._states,
+            diverged,
             action,
             indices,
             frame_skip,
             post_constraint,
         )
-
-
-def make_track(
-    models: Sequence[mujoco.MjModel],
-    datas: Sequence[mujoco.MjData],
-    views: Mapping[str, Sequence[NDArray[np.float64]]],
-    fields: Mapping[str, NDArray[np.float64]],
-) -> Track:
-    """Write down the addresses of simulations and fields, all of which the caller keeps alive and in place.
-
-    Args:
-        views: by field, per environment, the contiguous array inside its ``mjData``.
-        fields: by the same names, (E, …) contiguous float64.
-    """
-    for name, field in fields.items():
-        rows = views[name]
-        assert field.flags.c_contiguous, name
-        assert field.dtype == np.float64, name
-        assert all(row.flags.c_contiguous and row.shape == field.shape[1:] for row in rows), name
-    numbers = [data.warning.number[FIRST_WARNING : LAST_WARNING + 1] for data in datas]
-    assert all(number.dtype == np.int32 and number.strides == (4 * WARNING_WORDS,) for number in numbers)
-    return Track(
-        models=np.array([model._address for model in models], np.int64),
-        datas=np.array([data._address for data in datas], np.int64),
-        controls=np.array([data.ctrl.ctypes.data for data in datas], np.int64),
-        sources=np.array([[rows[e].ctypes.data for rows in views.values()] for e in range(len(datas))], np.int64),
-        targets=np.array([fields[name].ctypes.data for name in views], np.int64),
-        sizes=np.array([fields[name][0].size for name in views], np.int64),
-        warnings=np.array([number.ctypes.data for number in numbers], np.int64),
-        diverged=np.zeros(len(datas), np.bool_),
-    )

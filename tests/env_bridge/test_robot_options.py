@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.envs.mujoco.humanoid_v5 import mass_center
@@ -169,9 +170,17 @@ def test_centre_of_mass_has_gymnasiums_bits_with_masses_of_every_environments_ow
     action = np.random.default_rng(1).uniform(-0.4, 0.4, (num_envs, 17)).astype(np.float32)
     simulation: Any = env.simulation
     centre: Any = mass_center
-    before = [centre(model, data) for model, data in zip(simulation._models, simulation._datas, strict=True)]
+    before, after = [], []
+    for model, state, row in zip(simulation._models, simulation.get_state()["physics"], action, strict=True):
+        derived, stepped = mujoco.MjData(model), mujoco.MjData(model)
+        for data in (derived, stepped):
+            mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_forward(model, derived)
+        before.append(centre(model, derived))
+        stepped.ctrl[:] = row
+        mujoco.mj_step(model, stepped, nstep=5)
+        after.append(centre(model, stepped))
     step = env.step(action)
-    after = [centre(model, data) for model, data in zip(simulation._models, simulation._datas, strict=True)]
     velocity = (np.array(after) - np.array(before)) / simulation.timestep_s
     assert step.info["x_velocity"].tobytes() == velocity[:, 0].tobytes()
     assert step.info["y_velocity"].tobytes() == velocity[:, 1].tobytes()

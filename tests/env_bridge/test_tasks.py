@@ -221,8 +221,8 @@ def fall(task: TaskParameters) -> float:
     env.set_tasks((task,))
     env.reset()
     simulation = env.simulation
-    model, data = simulation._models[0], simulation._datas[0]  # type: ignore[attr-defined]
-    mujoco.mj_resetData(model, data)
+    model = simulation._models[0]  # type: ignore[attr-defined]
+    data = mujoco.MjData(model)
     data.qpos[2] = 50.0
     data.qpos[7:] = model.jnt_range[1:].mean(axis=1)  # inside all joint limits
     mujoco.mj_forward(model, data)
