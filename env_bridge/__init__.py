@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from env_bridge.async_env import AsyncBridgeVectorEnv
     from env_bridge.client import BridgeClient, RemoteVectorEnv, connect
+    from env_bridge.clips import Clip, VideoOptions
     from env_bridge.gym_vector import BridgeVectorEnv, branch
-    from env_bridge.render import Clip, VideoOptions, check_rendering, contact_sheet, render_video
+    from env_bridge.render import check_rendering, contact_sheet, render_video
     from env_bridge.suites import SUITES, suite
     from env_bridge.tasks import parse_shift
 
@@ -20,8 +21,8 @@ _HOME: Final = {
     "RemoteVectorEnv": "client",
     "SUITES": "suites",
     "branch": "gym_vector",
-    "Clip": "render",
-    "VideoOptions": "render",
+    "Clip": "clips",
+    "VideoOptions": "clips",
     "check_rendering": "render",
     "contact_sheet": "render",
     "connect": "client",

@@ -22,9 +22,9 @@ from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from env_bridge.clips import ADVICE, CLIPS, Clip, Positions, VideoOptions
 from env_bridge.models import load_model, route_warnings_to_log
 from env_bridge.pictures import Frame, Panel, open_picture
-from env_bridge.render import ADVICE, CLIPS, Clip, Positions, VideoOptions
 from swarm.errors import ConfigError
 
 TRACKED_BODY: Final = 1  # the torso, in all of Gymnasium's robots

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from env_bridge.render import VideoOptions, unfinished_path
+from env_bridge.clips import VideoOptions, unfinished_path
 from swarm.errors import ConfigError
 
 GAP: Final = 4

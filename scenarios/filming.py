@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from agents.deployment import FOLDER, adapted_path
 from agents.records import deployed_member, newest_checkpoint
 from agents.rollouts import POLICY
-from env_bridge.render import Clip, VideoOptions, check_paths, render_video
+from env_bridge.clips import Clip, VideoOptions
+from env_bridge.render import check_paths, render_video
 from env_bridge.tasks import check_task_fits, combine, goal_position, task_from_json, task_to_json
 from scenarios.adapting import adapted_request
 from scenarios.run_directory import CHECKPOINT_NAME, RunDirectory

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Final, Self, TextIO
 
 from agents.deployment import load_adapted
-from env_bridge.render import FORMS, VideoOptions, check_paths
+from env_bridge.clips import FORMS, VideoOptions
+from env_bridge.render import check_paths
 from env_bridge.tasks import parse_shift, task_to_json
 from scenarios.filming import Source, find_source
 from swarm.environment import TaskParameters

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from env_bridge.clips import VideoOptions
 from env_bridge.pictures import GIF_FRAMES, Frame, Panel, compose, open_picture
-from env_bridge.render import VideoOptions
 from swarm.errors import ConfigError
 
 OPTIONS = VideoOptions(width=128, height=96, columns=3, rows=2)
