@@ -105,6 +105,7 @@ class Rollout:
         self._one_episode = request.num_steps is None
         self._length = spec.max_episode_steps if request.num_steps is None else request.num_steps
         self._active = np.ones(env.num_envs, dtype=np.bool_)
+        self._everyone = True
         self._episodes: list[EpisodeStatistics] = []
         self._columns = self._allocate(spec.observation_size, spec.action_size)
         self._now = self._begin()
@@ -170,7 +171,7 @@ class Rollout:
         seed = self._request.noise_seed
         noise = None if seed is None else np.random.Generator(np.random.Philox(key=seed))
         num_rows = num_steps = 0
-        while num_rows < self._length and self._active.any():
+        while num_rows < self._length and (self._everyone or self._active.any()):
             if should_stop():
                 raise RolloutCancelled(f"stopped after {num_rows} steps")
             num_steps += int(self._active.sum())
@@ -185,15 +186,38 @@ class Rollout:
         )
 
     def _step(self, row: int, noise: np.random.Generator | None) -> None:
-        now, columns = self._now, self._columns
+        now = self._now
         action = self._act(noise)
         self._write(row, "observation", now.observation)
         self._write(row, "action", action)
         self._write(row, "reset", now.reset)
         if self._request.record_qpos:
             self._record_qpos(row)
-        step = self._env.step(self._scale(action), None if self._active.all() else self._active)
+        step = self._env.step(self._scale(action), None if self._everyone else self._active)
         observation, reward = to_float32(step.observation), to_float32(step.reward)
+        if self._everyone and np.isfinite(observation).all() and np.isfinite(reward).all() and not step.diverged.any():
+            self._keep(row, step, observation, reward)
+        else:
+            self._sort_out(row, step, observation, reward)
+
+    def _keep(self, row: int, step: Step, observation: NDArray[np.float32], reward: NDArray[np.float32]) -> None:
+        """Write a row of which everything is valid, and go on from there."""
+        now, columns = self._now, self._columns
+        columns["reward"][row] = reward
+        columns["next_observation"][row] = observation
+        columns["terminated"][row] = step.terminated
+        columns["truncated"][row] = step.truncated
+        columns["valid"][row] = True
+        now.total_reward += step.reward
+        now.observation, now.reward = observation, reward
+        now.reset = np.zeros(len(reward), dtype=np.bool_)
+        ended = step.terminated | step.truncated
+        if ended.any():
+            self._finish(step, ended, np.zeros_like(ended))
+
+    def _sort_out(self, row: int, step: Step, observation: NDArray[np.float32], reward: NDArray[np.float32]) -> None:
+        """Write a row in which environments diverged or are through, and go on from there."""
+        now, columns = self._now, self._columns
         diverged = step.diverged | ~np.isfinite(observation).all(axis=1) | ~np.isfinite(reward)
         reward = np.where(diverged, np.float32(0.0), reward)
         self._write(row, "reward", reward)
@@ -205,7 +229,9 @@ class Rollout:
         now.observation = observation
         now.reward = np.where(self._active, reward, np.float32(0.0))
         now.reset = now.reset & ~self._active
-        self._finish(step, diverged)
+        ended = (step.terminated | step.truncated | diverged) & self._active
+        if ended.any():
+            self._finish(step, ended, diverged)
 
     def _write(self, row: int, name: str, values: NDArray[np.generic]) -> None:
         """Write a row of a column; environments that are through keep zeros."""
@@ -239,7 +265,7 @@ class Rollout:
                 started=self._env.elapsed[block] == 0,
             )
             action[block], state[block] = self._policy.act(given)
-        now.state = np.where(self._active[:, None], state, now.state)
+        now.state = state if self._everyone else np.where(self._active[:, None], state, now.state)
         if not np.isfinite(action).all():
             environment, index = (int(place) for place in np.argwhere(~np.isfinite(action))[0])
             raise ActionError(
@@ -262,11 +288,8 @@ class Rollout:
         scaled = self._low + (action.astype(np.float64) + 1.0) * 0.5 * (self._high - self._low)
         return scaled.astype(np.float32)
 
-    def _finish(self, step: Step, diverged: NDArray[np.bool_]) -> None:
+    def _finish(self, step: Step, ended: NDArray[np.bool_], diverged: NDArray[np.bool_]) -> None:
         """Close the episodes that ended and start the next ones."""
-        ended = (step.terminated | step.truncated | diverged) & self._active
-        if not ended.any():
-            return
         now = self._now
         indices = [int(index) for index in np.flatnonzero(ended)]
         distance = self._env.simulation.distance() - now.start
@@ -289,6 +312,7 @@ class Rollout:
         now.start[indices] = self._env.simulation.distance()[indices]
         if self._one_episode:
             self._active &= ~ended
+            self._everyone = False
 
     def _snapshot(self) -> Columns:
         """State of everything but the policy; empty where the environment's own state cannot be read."""
