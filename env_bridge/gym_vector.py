@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, Final
 
 import gymnasium
@@ -169,7 +170,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         if seed is None:
             seeds = [None] * self.num_envs
         else:
-            seeds = [*range(seed, seed + self.num_envs)] if isinstance(seed, int) else list(seed)
+            seeds = _whole([*range(seed, seed + self.num_envs)] if isinstance(seed, int | np.integer) else seed)
         if len(seeds) != self.num_envs:
             raise ConfigError(f"got {len(seeds)} seeds for {self.num_envs} environments")
         if any(given is not None and given < 0 for given in seeds):
@@ -328,6 +329,14 @@ def branch(state: Mapping[str, NDArray[np.generic]], index: int, copies: int) ->
     Their generators are copies as well: their next resets draw the same.
     """
     return {name: np.repeat(array[index : index + 1], copies, axis=0) for name, array in state.items()}
+
+
+def _whole(seeds: Sequence[int | None]) -> list[int | None]:
+    """Raises ``ConfigError`` for a seed that is neither a whole number nor none."""
+    for seed in seeds:
+        if seed is not None and not isinstance(seed, Integral):
+            raise ConfigError(f"got seed {seed!r}; expected a whole number or None for each environment")
+    return [None if seed is None else int(seed) for seed in seeds]
 
 
 def _mode(mode: AutoresetMode | str) -> AutoresetMode:

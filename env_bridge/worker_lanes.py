@@ -12,7 +12,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from env_bridge.vector_env import VectorEnv
 from env_bridge.wire import Letter, read
 from env_bridge.worker_process import PATIENCE_S, WorkerProcess, lost_text
 from swarm.environment import TaskParameters
-from swarm.errors import ConfigError, PeerLost
+from swarm.errors import ConfigError, PeerLost, SwarmError
 from swarm.messages import Json
 
 log = structlog.get_logger(__name__)
@@ -99,7 +99,12 @@ class WorkerLanes:
             "options": dict(given.options),
             "max_episode_steps": given.max_episode_steps,
         }
-        piece.worker.send("make", body)
+        try:
+            piece.worker.send("make", body)
+        except TypeError as error:
+            raise ConfigError(
+                f"an option of {given.env_id} cannot be sent to a worker ({error}): use workers=0"
+            ) from error
 
     # --- stepping -----------------------------------------------------------------------------------------------------
 
@@ -117,17 +122,21 @@ class WorkerLanes:
         """See `Lanes`. Raises ``PeerLost`` where workers are lost again and again."""
         told: list[tuple[int, dict[str, Any]]] = []
         lost: list[Piece] = []
-        for piece in self._pieces:
+        failures: list[SwarmError] = []
+        for piece in self._pieces:  # all answers are read, whatever the first one says
             try:
                 if not piece.is_asked:
                     raise PeerLost("it could not be told to step")
-                letter = piece.worker.wait_step()
-                told += _told(letter, piece)
+                told += _told(piece.worker.wait_step(), piece)
             except PeerLost as error:
                 self._replace(piece, error)
                 lost.append(piece)
+            except SwarmError as error:
+                failures.append(error)
             finally:
                 piece.is_asked = False
+        if failures:
+            raise failures[0]
         return self._batch(tuple(told), lost)
 
     def descriptors(self) -> Sequence[int]:
@@ -185,45 +194,88 @@ class WorkerLanes:
 
     def reset(self, seeds: Sequence[int | None], mask: Mask, options: Mapping[str, Json] | None = None) -> Started:
         """See `Lanes`."""
-        told: list[tuple[int, dict[str, Any]]] = []
         plain = None if options is None else dict(options)
-        for piece in self._pieces:
+
+        def ask(piece: Piece) -> None:
             body: dict[str, Json] = {"seeds": list(seeds[piece.rows]), "pending": False, "options": plain}
             piece.worker.send("reset", body, {"mask": mask[piece.rows]})
-        for piece in self._pieces:
-            told += _told(piece.worker.wait(), piece)
+
+        told: list[tuple[int, dict[str, Any]]] = []
+        for piece, letter in zip(self._pieces, self._ask_all(ask, overwrites=True), strict=True):
+            told += _told(letter, piece)
         out = self._shared.copy()
         columns = {key: out[name] for key, name in self._info}
         return Started(observation=out["observation"], columns=columns, told=tuple(told))
 
+    def _ask_all(self, ask: Callable[[Piece], None], *, overwrites: bool) -> list[Letter]:
+        """Have ``ask`` send something to every worker and return the answers; a lost worker is replaced.
+
+        Args:
+            overwrites: whether what is asked for makes good what was lost, so that the new worker is asked again.
+
+        Raises:
+            SwarmError: the first error that a worker answered, after all have.
+            PeerLost: a worker was lost, and what it held is not made good.
+        """
+        answers: list[Letter] = []
+        failures: list[SwarmError] = []
+        lost = [piece for piece in self._pieces if not _sent(ask, piece)]
+        for piece in self._pieces:
+            try:
+                if piece in lost:
+                    raise PeerLost("it could not be asked")
+                answers.append(piece.worker.wait())
+            except PeerLost as error:
+                self._replace(piece, error)
+                if overwrites:
+                    ask(piece)
+                    answers.append(piece.worker.wait())
+                else:
+                    rows = f"{piece.rows.start} to {piece.rows.stop - 1}"
+                    failures.append(PeerLost(f"environments {rows} lost their worker; reset all, or set a state"))
+            except SwarmError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        return answers
+
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
-        """See `Lanes`."""
+        """See `Lanes`; where one worker refuses, all go back to the tasks from before."""
         if len(tasks) != self._given.num_envs:
             raise ConfigError(f"got {len(tasks)} tasks for {self._given.num_envs} environments")
-        self._tasks = tuple(tasks)
-        for piece in self._pieces:
-            self._send_tasks(piece)
-        for piece in self._pieces:
-            piece.worker.wait()
+        before, self._tasks = self._tasks, tuple(tasks)
+        try:
+            self._ask_all(self._send_tasks, overwrites=False)
+        except ConfigError:
+            self._tasks = before or (TaskParameters(),) * self._given.num_envs
+            self._ask_all(self._send_tasks, overwrites=False)
+            raise
 
     def _send_tasks(self, piece: Piece) -> None:
         piece.worker.send("set_tasks", {"tasks": [task_to_json(task) for task in self._tasks[piece.rows]]})
 
     def get_state(self) -> dict[str, NDArray[np.generic]]:
         """See `Lanes`."""
-        for piece in self._pieces:
-            piece.worker.send("get_state", {})
-        return join_snapshots([piece.worker.wait().arrays for piece in self._pieces])
+        letters = self._ask_all(lambda piece: piece.worker.send("get_state", {}), overwrites=False)
+        return join_snapshots([letter.arrays for letter in letters])
 
     def set_state(self, state: States) -> None:
-        """See `Lanes`; where one piece does not fit, none fits."""
+        """See `Lanes`; where one worker refuses, all go back to the state from before."""
         wrong = [name for name, array in state.items() if len(array) != self._given.num_envs]
         if wrong:
             raise ConfigError(f"snapshot array {wrong[0]!r} is not of {self._given.num_envs} environments")
-        for piece in self._pieces:
+        before = self.get_state()
+        try:
+            self._send_state(state)
+        except ConfigError:
+            self._send_state(before)
+            raise
+
+    def _send_state(self, state: States) -> None:
+        def ask(piece: Piece) -> None:
             piece.worker.send("set_state", {}, {name: array[piece.rows] for name, array in state.items()})
-        for piece in self._pieces:
-            piece.worker.wait()
+
+        self._ask_all(ask, overwrites=True)
 
     def close(self) -> None:
         """See `Lanes`."""
@@ -232,6 +284,14 @@ class WorkerLanes:
             for piece in self._pieces:
                 piece.worker.close()
             os.close(self._memory)
+
+
+def _sent(ask: Callable[[Piece], None], piece: Piece) -> bool:
+    try:
+        ask(piece)
+    except PeerLost:
+        return False
+    return True
 
 
 def choose_cpus(num_workers: int) -> list[int] | list[None]:

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from env_bridge import BridgeVectorEnv
 from env_bridge.gym_vector import branch
 from swarm.environment import TaskParameters
-from swarm.errors import ActionError, ConfigError
+from swarm.errors import ActionError, ConfigError, PeerLost
 
 SEED = 20
 
@@ -177,6 +177,39 @@ def test_worker_that_dies_or_hangs_is_replaced_and_its_rows_are_marked(sign: sig
     env.close()
 
 
+def test_worker_lost_between_steps_is_replaced_by_a_reset_and_told_by_everything_else() -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 4, workers=2)
+    observation, _ = env.reset(seed=0)
+    os.kill(env._lanes._pieces[0].worker.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    with pytest.raises(PeerLost, match="environments 0 to 1 lost their worker"):
+        env.get_state()
+    again, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(again, observation)
+    os.kill(env._lanes._pieces[1].worker.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    again, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(again, observation)
+    assert env.num_replaced == 2
+    env.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_refused_leaves_everything_as_it_was(workers: int) -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 4, workers=workers)
+    env.reset(seed=0)
+    before = env.get_state()
+    impossible = [TaskParameters(), TaskParameters(crippled=7), TaskParameters(), TaskParameters()]
+    with pytest.raises(ConfigError, match="crippled=7"):
+        env.set_tasks(impossible)
+    broken = {name: array.copy() for name, array in before.items()}
+    broken["physics"][1, 0] = np.nan
+    with pytest.raises(ConfigError, match="not finite"):
+        env.set_state(broken)
+    for name, array in env.get_state().items():
+        np.testing.assert_array_equal(array, before[name])
+    env.step(np.zeros((4, 6), np.float32))
+    env.close()
+
+
 def test_diverged_simulation_is_marked_truncated_and_reset() -> None:
     env = BridgeVectorEnv("HalfCheetah-v4", 2)
     env.reset(seed=0)
@@ -224,6 +257,21 @@ def test_options_that_do_not_fit_are_one_clear_line(arguments: dict[str, Any], t
     with pytest.raises(ConfigError, match=text) as caught:
         BridgeVectorEnv("HalfCheetah-v5", **{"num_envs": 2, **arguments})
     assert "\n" not in str(caught.value)
+
+
+def test_seeds_and_options_that_do_not_fit_are_one_clear_line() -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 2)
+    for seed, text in (([0], "got 1 seeds for 2"), (-1, "whole numbers from 0"), ([0.5, 1], r"got seed 0\.5")):
+        with pytest.raises(ConfigError, match=text):
+            env.reset(seed=seed)  # type: ignore[arg-type]
+    first, _ = env.reset(seed=np.int64(3))  # type: ignore[arg-type]
+    again, _ = env.reset(seed=[3, 4])
+    np.testing.assert_array_equal(first, again)
+    env.close()
+    with pytest.raises(gymnasium.error.ClosedEnvironmentError):
+        env.reset()
+    with pytest.raises(ConfigError, match="cannot be sent to a worker"):
+        BridgeVectorEnv("Pusher-v5", 2, workers=2, default_camera_config={"lookat": np.zeros(3)})
 
 
 def test_stepping_before_a_reset_is_gymnasiums_error() -> None:
