@@ -192,7 +192,7 @@ def test_a_run_that_lost_its_launcher_resumes_to_the_same_bits(reference_run: Fi
         seen = []
         for line in process.stdout:
             seen.append(line)
-            if (path / "checkpoints" / "round-000003").exists():
+            if any(int(kept.name[6:]) >= 1 for kept in (path / "checkpoints").glob("round-??????")):
                 break
         orphans = list(children_by_name(process.pid).values())
         process.kill()
