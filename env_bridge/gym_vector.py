@@ -6,7 +6,7 @@ Letters: E environments, O observation, A action.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from env_bridge import vector_env
 from env_bridge.autoreset import Batch, Mask, assemble
 from env_bridge.lanes import PENDING, LaneOptions, Lanes, LocalLanes
+from env_bridge.tasks import check_task
 from env_bridge.viewer import Viewer, check_mode
 from env_bridge.worker_lanes import WorkerLanes
 from env_bridge.worker_process import PATIENCE_S
@@ -27,6 +28,7 @@ from swarm.environment import EnvironmentSpec, TaskParameters
 from swarm.errors import ActionError, ConfigError
 
 ACTIONS: Final = ("gymnasium", "strict")
+MAX_SEED: Final = 1 << 63
 FEW: Final = 8
 """Environments for which telling a worker takes about as long as stepping them here."""
 
@@ -92,12 +94,17 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self.closed = False
         self.patience_s = patience_s
         self._is_stepping = False
+        self._is_torn = False
         self._viewer: Viewer | None = None
         self._pending = np.zeros(num_envs, dtype=np.bool_)
         self._unstarted = np.ones(num_envs, dtype=np.bool_)
         self.num_diverged = 0
         if tasks is not None:
-            self.set_tasks(tasks)
+            try:
+                self.set_tasks(tasks)
+            except BaseException:
+                self.close()
+                raise
 
     def _describe(self, specimen: vector_env.VectorEnv) -> None:
         """Set Gymnasium's attributes, and learn the keys of infos from an environment that is stepped once."""
@@ -152,6 +159,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         started = self._lanes.reset(self._seeds(seed), mask, rest or None)
         self._pending = self._pending & ~mask
         self._unstarted = self._unstarted & ~mask
+        self._is_torn = self._is_torn and not mask.all()
         if started.told:
             return started.observation, self._join_told(started.told)
         return started.observation, assemble(started.columns, (), self._reset_keys, mask)
@@ -170,11 +178,14 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         if seed is None:
             seeds = [None] * self.num_envs
         else:
-            seeds = _whole([*range(seed, seed + self.num_envs)] if isinstance(seed, int | np.integer) else seed)
+            if not isinstance(seed, Iterable):
+                (first,) = _whole([seed])
+                seed = [(first or 0) + index for index in range(self.num_envs)]
+            seeds = _whole(seed)
         if len(seeds) != self.num_envs:
             raise ConfigError(f"got {len(seeds)} seeds for {self.num_envs} environments")
-        if any(given is not None and given < 0 for given in seeds):
-            raise ConfigError(f"got seed {seed}; expected whole numbers from 0")
+        if any(given is not None and not 0 <= given < MAX_SEED for given in seeds):
+            raise ConfigError(f"got seed {seed}; expected whole numbers from 0, below 2^63")
         fresh = np.random.SeedSequence().generate_state(self.num_envs).tolist()
         unseeded = [given is None and new for given, new in zip(seeds, self._unstarted.tolist(), strict=True)]
         return [random if draw else given for random, draw, given in zip(fresh, unseeded, seeds, strict=True)]
@@ -205,6 +216,8 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             raise gymnasium.error.ResetNeeded(
                 f"environment {int(np.argmax(self._pending))} has ended; reset it (options={{'reset_mask': …}})"
             )
+        if self._is_torn:
+            raise gymnasium.error.ResetNeeded("the last step failed half way; reset all environments, or set a state")
         self._lanes.send(given)
         self._is_stepping = True
 
@@ -212,7 +225,15 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self,
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Finish the step that `step_async` began. Raises as `step`."""
-        batch = self._lanes.wait()
+        if self.closed:
+            raise gymnasium.error.ClosedEnvironmentError("this vector environment is closed; make a new one")
+        if not self._is_stepping:
+            raise gymnasium.error.NoAsyncCallError("no step was begun; call step_async first", "step")
+        try:
+            batch = self._lanes.wait()
+        except Exception:  # of an environment's class, or of lost workers: others may have stepped
+            self._is_stepping, self._is_torn = False, True
+            raise
         self._is_stepping = False
         infos = self._infos(batch)
         self._pending = batch.terminated | batch.truncated
@@ -305,7 +326,9 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """Give each environment its task, from the next step on. Raises ``ConfigError`` where one does not fit."""
         self._finish_step()
-        self._lanes.set_tasks(tasks)
+        if not isinstance(tasks, Sequence) or not all(isinstance(task, TaskParameters) for task in tasks):
+            raise ConfigError(f"got tasks {tasks!r}; expected one TaskParameters for each environment")
+        self._lanes.set_tasks([check_task(task) for task in tasks])
 
     def get_state(self) -> dict[str, NDArray[np.generic]]:
         """Everything that the future depends on, as plain arrays with leading axis E; see `branch`."""
@@ -321,6 +344,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._lanes.set_state(state)
         self._pending = np.array(state[PENDING], dtype=np.bool_)
         self._unstarted[:] = False
+        self._is_torn = False
 
 
 def branch(state: Mapping[str, NDArray[np.generic]], index: int, copies: int) -> dict[str, NDArray[np.generic]]:
@@ -331,10 +355,10 @@ def branch(state: Mapping[str, NDArray[np.generic]], index: int, copies: int) ->
     return {name: np.repeat(array[index : index + 1], copies, axis=0) for name, array in state.items()}
 
 
-def _whole(seeds: Sequence[int | None]) -> list[int | None]:
+def _whole(seeds: Iterable[int | None]) -> list[int | None]:
     """Raises ``ConfigError`` for a seed that is neither a whole number nor none."""
     for seed in seeds:
-        if seed is not None and not isinstance(seed, Integral):
+        if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)):
             raise ConfigError(f"got seed {seed!r}; expected a whole number or None for each environment")
     return [None if seed is None else int(seed) for seed in seeds]
 

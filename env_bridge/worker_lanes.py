@@ -8,12 +8,15 @@ environments' episodes are dropped and counted, and the step says which rows tha
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -40,6 +43,16 @@ MAX_REPLACED: Final = 5
 REPLACED_WITHIN_S: Final = 30.0
 
 
+class Phase(Enum):
+    """Where a piece stands in a step; an interrupted wait goes on from there."""
+
+    IDLE = auto()
+    ASKED = auto()
+    UNREACHED = auto()
+    ANSWERED = auto()
+    LOST = auto()
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Piece:
     """One worker and the rows that it steps."""
@@ -47,7 +60,8 @@ class Piece:
     rows: slice
     worker: WorkerProcess
     cpu: int | None
-    is_asked: bool = False
+    phase: Phase = Phase.IDLE
+    told: Told = ()
 
 
 class WorkerLanes:
@@ -69,6 +83,7 @@ class WorkerLanes:
         self._info = [(name.removeprefix("info/"), name) for name in names if name.startswith("info/")]
         self._final = [(name.removeprefix("final/"), name) for name in names if name.startswith("final/")]
         self._tasks: tuple[TaskParameters, ...] = ()
+        self._stranded = np.zeros(given.num_envs, dtype=np.bool_)
         self._closed = False
         self.num_replaced = 0
         self._replaced_at: deque[float] = deque(maxlen=MAX_REPLACED)
@@ -110,38 +125,42 @@ class WorkerLanes:
 
     def send(self, action: NDArray[Any]) -> None:
         """See `Lanes`."""
+        if self._stranded.any():
+            raise self._stranding()
         np.copyto(self._shared.arrays["action"], action)
         for piece in self._pieces:
-            try:
+            piece.phase = Phase.UNREACHED  # where it stays that, `wait` replaces the worker
+            with contextlib.suppress(PeerLost):
                 piece.worker.send_step()
-                piece.is_asked = True
-            except PeerLost:
-                piece.is_asked = False  # replaced by `wait`
+                piece.phase = Phase.ASKED
 
     def wait(self) -> Batch:
         """See `Lanes`. Raises ``PeerLost`` where workers are lost again and again."""
-        told: list[tuple[int, dict[str, Any]]] = []
-        lost: list[Piece] = []
         failures: list[SwarmError] = []
         for piece in self._pieces:  # all answers are read, whatever the first one says
+            if piece.phase in (Phase.ANSWERED, Phase.LOST):
+                continue
             try:
-                if not piece.is_asked:
+                if piece.phase is not Phase.ASKED:
                     raise PeerLost("it could not be told to step")
-                told += _told(piece.worker.wait_step(), piece)
+                piece.told = tuple(_told(piece.worker.wait_step(), piece))
+                piece.phase = Phase.ANSWERED
             except PeerLost as error:
                 self._replace(piece, error)
-                lost.append(piece)
+                piece.told, piece.phase = (), Phase.LOST
             except SwarmError as error:
                 failures.append(error)
-            finally:
-                piece.is_asked = False
+                piece.told, piece.phase = (), Phase.ANSWERED
+        lost = [piece for piece in self._pieces if piece.phase is Phase.LOST]
+        for piece in self._pieces:
+            piece.phase = Phase.IDLE
         if failures:
             raise failures[0]
-        return self._batch(tuple(told), lost)
+        return self._batch(tuple(item for piece in self._pieces for item in piece.told), lost)
 
     def descriptors(self) -> Sequence[int]:
         """See `Lanes`."""
-        return [piece.worker.descriptor for piece in self._pieces if piece.is_asked]
+        return [piece.worker.descriptor for piece in self._pieces if piece.phase is Phase.ASKED]
 
     def _batch(self, told: Told, lost: Sequence[Piece]) -> Batch:
         out = self._shared.copy()
@@ -151,6 +170,8 @@ class WorkerLanes:
             rows[piece.rows] = out["truncated"][piece.rows] = True
             out["reward"][piece.rows] = 0.0
             out["terminated"][piece.rows] = out["diverged"][piece.rows] = False
+            if "final_observation" in out:  # there is none: what is there is of an earlier step
+                out["final_observation"][piece.rows] = out["observation"][piece.rows]
         final: Columns = {}
         if self._final:
             ended = out["terminated"] | out["truncated"]  # of the other rows, the arrays hold what was before
@@ -181,7 +202,7 @@ class WorkerLanes:
         self._send_make(piece)
         piece.worker.wait()
         if self._tasks:
-            self._send_tasks(piece)
+            _send_tasks(self._tasks, piece)
             piece.worker.wait()
         count = piece.rows.stop - piece.rows.start
         seeds = np.random.SeedSequence([self.num_replaced, piece.rows.start]).generate_state(count).tolist()
@@ -203,6 +224,7 @@ class WorkerLanes:
         told: list[tuple[int, dict[str, Any]]] = []
         for piece, letter in zip(self._pieces, self._ask_all(ask, overwrites=True), strict=True):
             told += _told(letter, piece)
+        self._stranded &= ~mask
         out = self._shared.copy()
         columns = {key: out[name] for key, name in self._info}
         return Started(observation=out["observation"], columns=columns, told=tuple(told))
@@ -211,11 +233,11 @@ class WorkerLanes:
         """Have ``ask`` send something to every worker and return the answers; a lost worker is replaced.
 
         Args:
-            overwrites: whether what is asked for makes good what was lost, so that the new worker is asked again.
+            overwrites: whether a new worker is asked again. Its environments stay stranded until they are reset or set.
 
         Raises:
             SwarmError: the first error that a worker answered, after all have.
-            PeerLost: a worker was lost, and what it held is not made good.
+            PeerLost: environments are stranded, and what is asked for is what they held.
         """
         answers: list[Letter] = []
         failures: list[SwarmError] = []
@@ -227,32 +249,34 @@ class WorkerLanes:
                 answers.append(piece.worker.wait())
             except PeerLost as error:
                 self._replace(piece, error)
+                self._stranded[piece.rows] = True
                 if overwrites:
                     ask(piece)
                     answers.append(piece.worker.wait())
-                else:
-                    rows = f"{piece.rows.start} to {piece.rows.stop - 1}"
-                    failures.append(PeerLost(f"environments {rows} lost their worker; reset all, or set a state"))
             except SwarmError as error:
                 failures.append(error)
         if failures:
             raise failures[0]
+        if self._stranded.any() and not overwrites:
+            raise self._stranding()
         return answers
+
+    def _stranding(self) -> PeerLost:
+        """The error of environments that lost their worker outside a step, and were neither reset nor set since."""
+        rows = ", ".join(str(row) for row in np.flatnonzero(self._stranded).tolist())
+        return PeerLost(f"environments {rows} lost their worker; reset them, or set a state")
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """See `Lanes`; where one worker refuses, all go back to the tasks from before."""
         if len(tasks) != self._given.num_envs:
             raise ConfigError(f"got {len(tasks)} tasks for {self._given.num_envs} environments")
-        before, self._tasks = self._tasks, tuple(tasks)
+        before = self._tasks or (TaskParameters(),) * self._given.num_envs
         try:
-            self._ask_all(self._send_tasks, overwrites=False)
+            self._ask_all(partial(_send_tasks, tuple(tasks)), overwrites=True)
         except ConfigError:
-            self._tasks = before or (TaskParameters(),) * self._given.num_envs
-            self._ask_all(self._send_tasks, overwrites=False)
+            self._ask_all(partial(_send_tasks, before), overwrites=True)
             raise
-
-    def _send_tasks(self, piece: Piece) -> None:
-        piece.worker.send("set_tasks", {"tasks": [task_to_json(task) for task in self._tasks[piece.rows]]})
+        self._tasks = tuple(tasks)
 
     def get_state(self) -> dict[str, NDArray[np.generic]]:
         """See `Lanes`."""
@@ -264,12 +288,21 @@ class WorkerLanes:
         wrong = [name for name, array in state.items() if len(array) != self._given.num_envs]
         if wrong:
             raise ConfigError(f"snapshot array {wrong[0]!r} is not of {self._given.num_envs} environments")
-        before = self.get_state()
+        before = None if self._stranded.any() else self._state_or_none()
         try:
             self._send_state(state)
         except ConfigError:
-            self._send_state(before)
+            if before is not None:
+                self._send_state(before)
             raise
+        self._stranded[:] = False
+
+    def _state_or_none(self) -> States | None:
+        """The present state; ``None`` where a worker, and so a part of it, is lost."""
+        try:
+            return self.get_state()
+        except PeerLost:
+            return None
 
     def _send_state(self, state: States) -> None:
         def ask(piece: Piece) -> None:
@@ -282,8 +315,14 @@ class WorkerLanes:
         if not self._closed:
             self._closed = True
             for piece in self._pieces:
+                piece.worker.disconnect()
+            for piece in self._pieces:
                 piece.worker.close()
             os.close(self._memory)
+
+
+def _send_tasks(tasks: Sequence[TaskParameters], piece: Piece) -> None:
+    piece.worker.send("set_tasks", {"tasks": [task_to_json(task) for task in tasks[piece.rows]]})
 
 
 def _sent(ask: Callable[[Piece], None], piece: Piece) -> bool:

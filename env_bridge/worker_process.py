@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from env_bridge.wire import Letter, raise_error
+from env_bridge.wire import Letter, encode, raise_error
 from env_bridge.worker_wire import (
     DONE,
     LETTER,
@@ -20,7 +20,7 @@ from env_bridge.worker_wire import (
     receive_byte,
     receive_letter,
     send_byte,
-    send_letter,
+    send_frames,
     set_patience,
 )
 from swarm.errors import PeerLost
@@ -37,6 +37,9 @@ THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_T
 class WorkerProcess:
     """A child that runs `env_bridge.worker`. Every method raises ``PeerLost`` where it has ended or hangs.
 
+    Each question has one answer. Where an interrupt or another error kept its asker from reading one, it is read and
+    forgotten before the next question; a letter that was cut in two makes the worker count as lost.
+
     Args:
         memory: descriptor of shared memory, which the child gets too.
         patience_s: how long a step may take.
@@ -49,6 +52,8 @@ class WorkerProcess:
         self._patience_s = patience_s
         self._waits_s = 0.0
         self._is_ready = False
+        self._owes_answer = False
+        self._is_cut = False
         with theirs:
             command = [sys.executable, "-m", "env_bridge.worker"]
             command += ["--control", str(theirs.fileno()), "--memory", str(memory)]
@@ -65,22 +70,43 @@ class WorkerProcess:
         """Wait until the worker has started, for as long as that may take."""
         if not self._is_ready:
             self._wait_for(LONG_PATIENCE_S)
-            byte = receive_byte(self._connection)
-            assert byte == READY, byte
+            if receive_byte(self._connection) != READY:
+                raise PeerLost("it did not start as a worker does")
             self._is_ready = True
 
     def send_step(self) -> None:
         """Have the worker step; `wait_step` must follow."""
+        self._settle()
         self._wait_for(self._patience_s)
         send_byte(self._connection, STEP)
+        self._owes_answer = True
 
     def wait_step(self) -> Letter | None:
         """Wait for the end of the step; a letter where the worker has more to say than that it is done."""
+        answer = self._receive()
+        return None if answer is None else raise_error(answer)
+
+    def _receive(self) -> Letter | None:
+        """Read one answer; nothing where it is only that a step is done."""
+        if self._is_cut:
+            raise PeerLost("a letter to or from it was cut in two")
         byte = receive_byte(self._connection)
-        if byte == DONE:
-            return None
-        assert byte == LETTER, byte
-        return raise_error(receive_letter(self._connection))
+        answer = None
+        if byte == LETTER:
+            self._is_cut = True
+            answer = receive_letter(self._connection)
+            self._is_cut = False
+        elif byte != DONE:
+            raise PeerLost(f"it said {byte!r}")
+        self._owes_answer = False
+        return answer
+
+    def _settle(self) -> None:
+        """Read and forget an answer that nobody waited for."""
+        if self._owes_answer:
+            self.wait_ready()
+            self._wait_for(LONG_PATIENCE_S)
+            self._receive()
 
     @property
     def descriptor(self) -> int:
@@ -94,8 +120,13 @@ class WorkerProcess:
 
     def send(self, kind: str, body: Mapping[str, Json], arrays: Arrays | None = None) -> None:
         """Ask for something else than a step; `wait` must follow."""
+        letter = Letter(kind=kind, request_id=next(self._numbers), body=body, arrays=arrays or {})
+        frames = encode(letter)  # what cannot be written is known before anything is sent
+        self._settle()
         self._wait_for(LONG_PATIENCE_S)
-        send_letter(self._connection, Letter(kind=kind, request_id=next(self._numbers), body=body, arrays=arrays or {}))
+        self._is_cut = True
+        send_frames(self._connection, frames)
+        self._is_cut, self._owes_answer = False, True
 
     def poll(self, seconds: float) -> bool:
         """Wait until there is an answer, or the end of the worker, to `wait` for; false after ``seconds``."""
@@ -104,13 +135,18 @@ class WorkerProcess:
     def wait(self) -> Letter:
         """Wait for the answer to `send`. Raises the error that it names."""
         self.wait_ready()
-        byte = receive_byte(self._connection)
-        assert byte == LETTER, byte
-        return raise_error(receive_letter(self._connection))
+        answer = self._receive()
+        if answer is None:
+            raise PeerLost("it answered a letter with a byte")
+        return raise_error(answer)
+
+    def disconnect(self) -> None:
+        """Have the worker end, without waiting for that."""
+        self._connection.close()
 
     def close(self) -> None:
         """Let the worker end by itself, or else kill it."""
-        self._connection.close()
+        self.disconnect()
         try:
             self.process.wait(EXIT_PATIENCE_S)
         except subprocess.TimeoutExpired:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from env_bridge.wire import MAX_ARRAYS, MAX_FRAME_BYTES, Letter, decode, encode
@@ -52,7 +53,12 @@ def receive_byte(connection: socket.socket) -> bytes:
 
 def send_letter(connection: socket.socket, letter: Letter) -> None:
     """Send a letter, announced by its byte. Raises ``PeerLost`` as `send_byte`."""
-    frames = [memoryview(frame).cast("B") for frame in encode(letter)]
+    send_frames(connection, encode(letter))
+
+
+def send_frames(connection: socket.socket, written: Sequence[bytes | memoryview]) -> None:
+    """Send the frames of a letter, announced by its byte. Raises ``PeerLost`` as `send_byte`."""
+    frames = [memoryview(frame).cast("B") for frame in written]
     sizes = struct.pack(f"<{len(frames)}Q", *(frame.nbytes for frame in frames))
     try:
         connection.sendall(b"".join((LETTER, _COUNT.pack(len(frames)), sizes, *frames)))

@@ -181,7 +181,7 @@ def test_worker_lost_between_steps_is_replaced_by_a_reset_and_told_by_everything
     env = BridgeVectorEnv("HalfCheetah-v4", 4, workers=2)
     observation, _ = env.reset(seed=0)
     os.kill(env._lanes._pieces[0].worker.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    with pytest.raises(PeerLost, match="environments 0 to 1 lost their worker"):
+    with pytest.raises(PeerLost, match="environments 0, 1 lost their worker"):
         env.get_state()
     again, _ = env.reset(seed=0)
     np.testing.assert_array_equal(again, observation)
@@ -189,7 +189,92 @@ def test_worker_lost_between_steps_is_replaced_by_a_reset_and_told_by_everything
     again, _ = env.reset(seed=0)
     np.testing.assert_array_equal(again, observation)
     assert env.num_replaced == 2
+    os.kill(env._lanes._pieces[1].worker.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    env.reset(options={"reset_mask": np.array([True, False, True, False])})
+    with pytest.raises(PeerLost, match="environments 3 lost their worker"):
+        env.step(np.zeros((4, 6), np.float32))
+    env.reset(options={"reset_mask": np.array([False, False, False, True])})
+    env.step(np.zeros((4, 6), np.float32))
     env.close()
+
+
+class Fragile(gymnasium.Env[np.ndarray, int]):
+    """Breaks when it is told to, with action 1."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float64)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=given.get("seed"))
+        return np.zeros(1), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if action == 1:
+            raise RuntimeError("boom")
+        return np.ones(1), 1.0, False, False, {}
+
+
+def test_exception_in_an_environments_class_asks_for_a_reset_and_no_more() -> None:
+    gymnasium.register("Fragile-v0", entry_point=Fragile, max_episode_steps=10)
+    try:
+        env = BridgeVectorEnv("Fragile-v0", 2)
+        env.reset(seed=0)
+        with pytest.raises(RuntimeError, match="boom"):
+            env.step(np.array([0, 1]))
+        with pytest.raises(gymnasium.error.ResetNeeded):
+            env.step(np.array([0, 0]))
+        env.reset(seed=0)
+        _, reward, *_ = env.step(np.array([0, 0]))
+        np.testing.assert_array_equal(reward, [1.0, 1.0])
+        env.close()
+    finally:
+        del gymnasium.registry["Fragile-v0"]
+
+
+def test_interrupted_wait_is_finished_by_the_next_call_and_costs_no_worker() -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 4, workers=2)
+    plain = BridgeVectorEnv("HalfCheetah-v4", 4)
+    actions = np.random.default_rng(0).uniform(-1, 1, (3, 4, 6)).astype(np.float32)
+    for each in (env, plain):
+        each.reset(seed=0)
+        each.step(actions[0])
+    env.step_async(actions[1])
+    second = env._lanes._pieces[1].worker  # type: ignore[attr-defined]
+    read, second.wait_step = second.wait_step, _interrupt
+    with pytest.raises(KeyboardInterrupt):
+        env.step_wait()
+    second.wait_step = read
+    plain.step(actions[1])
+    np.testing.assert_array_equal(env.step(actions[2])[0], plain.step(actions[2])[0])
+    assert env.num_replaced == 0
+    env.close()
+    plain.close()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_answer_that_nobody_waited_for_is_not_taken_for_another() -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 4, workers=2)
+    env.reset(seed=0)
+    before = env.get_state()
+    worker = env._lanes._pieces[0].worker  # type: ignore[attr-defined]
+    worker.send("set_tasks", {"tasks": [{}, {}]})  # and then something came between
+    for name, array in env.get_state().items():
+        np.testing.assert_array_equal(array, before[name])
+    env.close()
+
+
+def test_finishing_a_step_that_was_not_begun_is_refused() -> None:
+    env = BridgeVectorEnv("HalfCheetah-v4", 2, workers=2)
+    env.reset(seed=0)
+    with pytest.raises(gymnasium.error.NoAsyncCallError):
+        env.step_wait()
+    assert env.num_replaced == 0
+    env.close()
+    with pytest.raises(gymnasium.error.ClosedEnvironmentError):
+        env.step_wait()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -261,7 +346,14 @@ def test_options_that_do_not_fit_are_one_clear_line(arguments: dict[str, Any], t
 
 def test_seeds_and_options_that_do_not_fit_are_one_clear_line() -> None:
     env = BridgeVectorEnv("HalfCheetah-v4", 2)
-    for seed, text in (([0], "got 1 seeds for 2"), (-1, "whole numbers from 0"), ([0.5, 1], r"got seed 0\.5")):
+    for seed, text in (
+        ([0], "got 1 seeds for 2"),
+        (-1, "whole numbers from 0"),
+        ([0.5, 1], r"got seed 0\.5"),
+        (1.5, r"got seed 1\.5"),
+        (True, "got seed True"),
+        (1 << 70, "below 2"),
+    ):
         with pytest.raises(ConfigError, match=text):
             env.reset(seed=seed)  # type: ignore[arg-type]
     first, _ = env.reset(seed=np.int64(3))  # type: ignore[arg-type]
