@@ -16,11 +16,12 @@ from env_bridge.dynamics import ModelPool
 from env_bridge.infos import Columns, Told
 from env_bridge.physics import Crew, Outcome, check_state
 from env_bridge.robots.anatomy import Floats
-from env_bridge.stepping import STATE
+from env_bridge.stepping import FIRST_WARNING, LAST_WARNING, STATE
 from env_bridge.tasks import has_nominal_dynamics, has_own_reward
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 
+NO_WARNINGS: Final = np.zeros(0, dtype=np.int32)
 ARRAYS: Final = (Box, Discrete, MultiBinary, MultiDiscrete)
 DERIVED: Final = (
     "xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "subtree_com",
@@ -70,6 +71,8 @@ class GymSimulation:
         self._distance = np.zeros(num_envs)
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
         self._truncated = np.zeros(num_envs, dtype=np.bool_)
+        self._diverged = np.zeros(num_envs, dtype=np.bool_)
+        self._warnings = [env.data.warning.number[FIRST_WARNING : LAST_WARNING + 1] for env in self._mujoco]
         self._told: list[dict[str, Any]] = [{} for _ in range(num_envs)]
         for index in range(num_envs):  # Gymnasium refuses to step what was never reset, even after set_state
             self.reset(index, np.random.default_rng(index))
@@ -101,7 +104,10 @@ class GymSimulation:
 
         def work(piece: NDArray[np.int64], thread: int) -> None:
             for index in piece.tolist():
+                warnings = self._warnings[index] if self._mujoco else NO_WARNINGS
+                warnings[...] = 0
                 self._observation[index], reward, terminated, truncated, info = self._envs[index].step(action[index])
+                self._diverged[index] = warnings.any()  # MuJoCo resets what diverged: its numbers are finite
                 self._reward[index] = reward
                 self._terminated[index], self._truncated[index] = terminated, truncated
                 self._distance[index] = info.get("x_position", self._distance[index])
@@ -113,7 +119,7 @@ class GymSimulation:
             reward=self._reward.copy(),
             terminated=self._terminated.copy(),
             truncated=self._truncated.copy(),
-            diverged=~finite,
+            diverged=self._diverged | ~finite,
         )
 
     def observe(self) -> NDArray[Any]:

@@ -5,6 +5,7 @@ Letters: E environments, O observation, A action.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -74,7 +75,8 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self.render_mode = options.pop("render_mode", None)
         if self.render_mode is not None:
             check_mode(self.render_mode)
-        num_workers = _check(num_envs, workers, actions)
+        num_workers = _check(num_envs, workers, actions, patience_s)
+        num_envs = int(num_envs)
         given = LaneOptions(
             env_id=env_id,
             num_envs=num_envs,
@@ -206,7 +208,8 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     def step_async(self, actions: NDArray[Any]) -> None:
         """Begin a step: workers are stepping when this returns. Raises as `step`."""
         self._finish_step()
-        given = np.asarray(actions, dtype=self._action_dtype)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            given = np.asarray(actions, dtype=self._action_dtype)
         vector_env.check_action(given, self._action_shape)
         if self._is_strict:
             self._check_range(given)
@@ -370,14 +373,16 @@ def _mode(mode: AutoresetMode | str) -> AutoresetMode:
     return known[mode]
 
 
-def _check(num_envs: int, workers: int | None, actions: str) -> int:
+def _check(num_envs: int, workers: int | None, actions: str, patience_s: float) -> int:
     """Return the number of workers. Raises ``ConfigError`` for what cannot be."""
-    if num_envs < 1:
-        raise ConfigError(f"got num_envs={num_envs}; expected at least 1")
-    if workers is not None and workers < 0:
+    if not isinstance(num_envs, Integral) or num_envs < 1:
+        raise ConfigError(f"got num_envs={num_envs!r}; expected a whole number of at least 1")
+    if not isinstance(patience_s, int | float) or not 0 < patience_s < math.inf:
+        raise ConfigError(f"got patience_s={patience_s!r}; expected seconds above 0")
+    if workers is not None and (not isinstance(workers, Integral) or workers < 0):
         raise ConfigError(f"got workers={workers}; expected 0 (this process), a number of processes, or None")
     if actions not in ACTIONS:
         raise ConfigError(f"got actions={actions!r}; expected one of {', '.join(ACTIONS)}")
     if workers is not None:
-        return workers
+        return int(workers)
     return 0 if num_envs <= FEW else len(os.sched_getaffinity(0))

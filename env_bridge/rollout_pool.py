@@ -60,8 +60,8 @@ class RolloutPool:
         results: list[RolloutResult | None] = [None] * len(shares)
         for _ in range(MAX_ATTEMPTS):
             missing = [index for index, result in enumerate(results) if result is None]
-            asked = [index for index in missing if self._ask(index, *shares[index])]
             try:
+                asked = [index for index in missing if self._ask(index, *shares[index])]
                 for index in asked:
                     results[index] = self._answer(index, should_stop)
             except BaseException:

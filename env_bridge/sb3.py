@@ -75,12 +75,13 @@ class BridgeVecEnv(VecEnv):
         infos = split_infos(batched, self.num_envs)
         done = terminated | truncated
         for index in np.flatnonzero(done):
-            last = infos[index].pop("final_info")
-            last["terminal_observation"] = infos[index].pop("final_obs")
+            last = infos[index].pop("final_info", {})  # the environments of a lost worker told nothing
+            last["terminal_observation"] = infos[index].pop("final_obs", observation[index])
             last |= {name: infos[index].pop(name) for name in FAULTS if name in infos[index]}
             self.reset_infos[index], infos[index] = infos[index], last
         for info, is_cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
-            info["TimeLimit.truncated"] = is_cut
+            # After a fault nothing is worth bootstrapping from.
+            info["TimeLimit.truncated"] = is_cut and not any(name in info for name in FAULTS)
         return observation, reward.astype(np.float32), done, infos
 
     def close(self) -> None:

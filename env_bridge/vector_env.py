@@ -37,7 +37,7 @@ class Step:
 
     Attributes:
         observation: after the step, before any reset.
-        diverged: the simulation broke down; nothing else of that row means anything.
+        diverged: the simulation broke down; the rest of that row means nothing, and is zero or false.
         info: by key (E, …); only where infos were asked for.
         told: infos of environments that step through their own class, as (index, info); only where asked for.
     """
@@ -229,11 +229,14 @@ class VectorEnv:
             truncated = truncated | (self.elapsed >= self.max_episode_steps)
         if observation.dtype.kind == "f" and not np.isfinite(observation).all():
             diverged = diverged | ~np.isfinite(observation).reshape(self.num_envs, -1).all(axis=1)
-        if diverged.any():
+        reward = outcome.reward
+        if diverged.any():  # nothing that is not finite leaves
             terminated, truncated = terminated & ~diverged, truncated & ~diverged
+            reward = np.where(diverged, 0.0, reward)
+            observation[diverged] = 0
         return Step(
             observation=self._sensors.sense(observation, active, self.generators),
-            reward=outcome.reward,
+            reward=reward,
             terminated=terminated,
             truncated=truncated,
             diverged=diverged,

@@ -24,9 +24,9 @@ from env_bridge.models import route_warnings_to_log
 from env_bridge.service import Service, error_kind
 from env_bridge.shared_arrays import ArraySpec, SharedArrays
 from env_bridge.tasks import task_from_json
-from env_bridge.wire import Letter, read, read_maps, read_optional_map
-from env_bridge.worker_wire import DONE, LETTER, READY, STEP, receive_byte, receive_letter, send_byte, send_letter
-from swarm.errors import ConfigError, PeerLost, SwarmError
+from env_bridge.wire import Letter, encode, read, read_maps, read_optional_map
+from env_bridge.worker_wire import DONE, LETTER, READY, STEP, receive_byte, receive_letter, send_byte, send_frames
+from swarm.errors import CodecError, ConfigError, PeerLost, SwarmError
 from swarm.messages import Json
 
 TOLD: Final = "told"
@@ -128,10 +128,24 @@ def serve(connection: socket.socket, memory: int) -> NoReturn:
             if answer is None:
                 send_byte(connection, DONE)
             else:
-                send_letter(connection, answer)
+                _send_answer(connection, answer)
         elif byte == LETTER:
-            letter = receive_letter(connection)
-            send_letter(connection, guarded(letter, perform))
+            try:
+                letter = receive_letter(connection)
+            except CodecError as error:
+                _send_answer(connection, Letter(kind="config-error", request_id=0, body={"text": str(error)}))
+            else:
+                _send_answer(connection, guarded(letter, perform))
+
+
+def _send_answer(connection: socket.socket, answer: Letter) -> None:
+    """Send an answer, or why it cannot be written."""
+    try:
+        frames = encode(answer)
+    except (CodecError, TypeError, ValueError, OverflowError) as error:
+        text = f"what the environments told cannot leave their process ({error}): use workers=0"
+        frames = encode(Letter(kind="config-error", request_id=answer.request_id, body={"text": text}))
+    send_frames(connection, frames)
 
 
 def _answered(request_id: int, step: Callable[[], Told]) -> Letter | None:

@@ -114,12 +114,7 @@ class WorkerLanes:
             "options": dict(given.options),
             "max_episode_steps": given.max_episode_steps,
         }
-        try:
-            piece.worker.send("make", body)
-        except TypeError as error:
-            raise ConfigError(
-                f"an option of {given.env_id} cannot be sent to a worker ({error}): use workers=0"
-            ) from error
+        piece.worker.send("make", body)
 
     # --- stepping -----------------------------------------------------------------------------------------------------
 

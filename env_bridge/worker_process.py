@@ -23,7 +23,7 @@ from env_bridge.worker_wire import (
     send_frames,
     set_patience,
 )
-from swarm.errors import PeerLost
+from swarm.errors import CodecError, ConfigError, PeerLost
 from swarm.messages import Arrays, Json
 
 PATIENCE_S: Final = 60.0
@@ -121,7 +121,10 @@ class WorkerProcess:
     def send(self, kind: str, body: Mapping[str, Json], arrays: Arrays | None = None) -> None:
         """Ask for something else than a step; `wait` must follow."""
         letter = Letter(kind=kind, request_id=next(self._numbers), body=body, arrays=arrays or {})
-        frames = encode(letter)  # what cannot be written is known before anything is sent
+        try:
+            frames = encode(letter)  # what cannot be written is known before anything is sent
+        except (CodecError, TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(f"{kind!r} cannot be sent to a worker ({error}): use workers=0") from error
         self._settle()
         self._wait_for(LONG_PATIENCE_S)
         self._is_cut = True

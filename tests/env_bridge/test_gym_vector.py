@@ -316,6 +316,24 @@ def test_diverged_simulation_is_marked_truncated_and_reset() -> None:
     env.close()
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_divergence_is_noticed_in_environments_of_their_own_class_and_gives_nothing_that_is_not_finite(
+    mode: AutoresetMode,
+) -> None:
+    env = BridgeVectorEnv("InvertedPendulum-v5", 2, autoreset_mode=mode)
+    env.reset(seed=0)
+    broken = {name: array.copy() for name, array in env.get_state().items()}
+    broken["physics"][1, 3] = 1e12
+    env.set_state(broken)
+    observation, reward, _, truncated, infos = env.step(np.zeros((2, 1), np.float32))
+    np.testing.assert_array_equal(infos["diverged"], [False, True])
+    assert truncated[1]
+    assert reward[1] == 0.0
+    assert np.isfinite(observation).all()
+    assert env.num_diverged == 1
+    env.close()
+
+
 def test_tasks_change_at_a_reset() -> None:
     env = BridgeVectorEnv("HalfCheetah-v4", 2, workers=0)
     env.reset(seed=0)
@@ -335,6 +353,11 @@ def test_tasks_change_at_a_reset() -> None:
         ({"actions": "clip"}, "actions='clip'"),
         ({"autoreset_mode": "never"}, "autoreset_mode='never'"),
         ({"max_episode_steps": 0}, "max_episode_steps=0"),
+        ({"num_envs": 2.5}, r"num_envs=2\.5"),
+        ({"patience_s": 0}, "patience_s=0"),
+        ({"tasks": [3, 4]}, "expected one TaskParameters"),
+        ({"tasks": []}, "got 0 tasks for 2"),
+        ({"tasks": [TaskParameters(gravity=float("nan"))] * 2}, "gravity=nan"),
         ({"ctrl_cost_wait": 1.0}, "ctrl_cost_weight"),
     ],
 )
@@ -362,7 +385,7 @@ def test_seeds_and_options_that_do_not_fit_are_one_clear_line() -> None:
     env.close()
     with pytest.raises(gymnasium.error.ClosedEnvironmentError):
         env.reset()
-    with pytest.raises(ConfigError, match="cannot be sent to a worker"):
+    with pytest.raises(ConfigError, match=r"cannot be sent to a worker.*use workers=0"):
         BridgeVectorEnv("Pusher-v5", 2, workers=2, default_camera_config={"lookat": np.zeros(3)})
 
 
