@@ -6,9 +6,9 @@ Letters: E environments, O observation.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from env_bridge.gym_vector import BridgeVectorEnv
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
+
+ResultT = TypeVar("ResultT")
 
 
 class AsyncBridgeVectorEnv:
@@ -40,7 +42,14 @@ class AsyncBridgeVectorEnv:
         """Start the workers; arguments as of `BridgeVectorEnv`. Raises ``ConfigError`` as it does."""
         if workers < 1:
             raise ConfigError(f"got workers={workers}; a coroutine needs at least one worker process to wait for")
-        return cls(await asyncio.to_thread(BridgeVectorEnv, env_id, num_envs, workers=workers, **options))
+        opening = asyncio.ensure_future(
+            asyncio.to_thread(BridgeVectorEnv, env_id, num_envs, workers=workers, **options)
+        )
+        try:
+            return cls(await asyncio.shield(opening))
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
 
     async def __aenter__(self) -> Self:
         """Use as ``async with await AsyncBridgeVectorEnv.open(…) as env``."""
@@ -57,40 +66,62 @@ class AsyncBridgeVectorEnv:
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Start new episodes; return observations (E, O) and infos. Raises as `BridgeVectorEnv.reset`."""
         async with self._lock:
-            return await asyncio.to_thread(self.vector.reset, seed=seed, options=options)
+            return await _to_the_end(self.vector.reset, seed=seed, options=options)
 
     async def step(
         self, actions: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Step all environments. Raises as `BridgeVectorEnv.step`.
 
-        Cancelled, the workers finish the step, and the next call begins after it.
+        Cancelled, the workers finish the step, and the next call begins after it. Where a worker is lost, the loop
+        stands still until its replacement has started.
         """
         async with self._lock:
+            await self._answers()  # of a step that was cancelled
             self.vector.step_async(actions)
-            for descriptor in self.vector.waits_for():
-                await _readable(descriptor, self.vector.patience_s)
+            await self._answers()
             return self.vector.step_wait()
+
+    async def _answers(self) -> None:
+        """Wait until all workers have answered, so that reading their answers waits for nothing."""
+        for descriptor in self.vector.waits_for():
+            await _readable(descriptor, self.vector.patience_s)
 
     async def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """Give each environment its task. Raises ``ConfigError`` where one does not fit."""
         async with self._lock:
-            await asyncio.to_thread(self.vector.set_tasks, tasks)
+            await _to_the_end(self.vector.set_tasks, tasks)
 
     async def get_state(self) -> dict[str, NDArray[np.generic]]:
         """Everything that the future depends on, as plain arrays with leading axis E."""
         async with self._lock:
-            return await asyncio.to_thread(self.vector.get_state)
+            return await _to_the_end(self.vector.get_state)
 
     async def set_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Return to an earlier ``get_state``. Raises ``ConfigError`` where it does not fit."""
         async with self._lock:
-            await asyncio.to_thread(self.vector.set_state, state)
+            await _to_the_end(self.vector.set_state, state)
 
     async def aclose(self) -> None:
         """End the workers, after a step that is under way."""
         async with self._lock:
-            await asyncio.to_thread(self.vector.close)
+            await _to_the_end(self.vector.close)
+
+
+async def _to_the_end(call: Callable[..., ResultT], *arguments: Any, **named: Any) -> ResultT:  # noqa: ANN401
+    """Call in a thread, and wait for it even when cancelled: two threads must not talk to the same workers."""
+    running = asyncio.ensure_future(asyncio.to_thread(call, *arguments, **named))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+def _close_opened(opening: asyncio.Future[BridgeVectorEnv]) -> None:
+    """Give up what was opened for a caller who has gone."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 async def _readable(descriptor: int, patience_s: float) -> None:

@@ -46,7 +46,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         env_id: a Gymnasium id.
         num_envs: how many.
         workers: processes that step; 0: this process; ``None``: this process for up to `FEW` environments, else as many
-            workers as there are processors. They never change a bit.
+            workers as there are processors. While none is lost, they never change a bit.
         autoreset_mode: as in Gymnasium.
         max_episode_steps: overrides the environment's own limit.
         tasks: task parameters per environment; ``reset(options={"tasks": …})`` changes them.

@@ -21,7 +21,7 @@ from env_bridge import linear_quadratic
 from env_bridge.generators import GENERATOR_WORDS, pack_generator, unpack_generator
 from env_bridge.gym_physics import GymSimulation
 from env_bridge.infos import Columns, Told
-from env_bridge.physics import Outcome, RobotSimulation, Simulation, check_state
+from env_bridge.physics import Outcome, RobotSimulation, Simulation
 from env_bridge.robots import PICTURE_OPTIONS, robot_for
 from env_bridge.robots.anatomy import Floats
 from env_bridge.sensors import Sensors
@@ -256,11 +256,19 @@ class VectorEnv:
         elapsed = take(state, "elapsed", np.int64, (self.num_envs,))
         words = take(state, "generator", np.uint64, (self.num_envs, GENERATOR_WORDS))
         simulated = {name: array for name, array in state.items() if name == "physics" or name.startswith("field.")}
-        check_state(simulated, {})
+        try:
+            generators = [unpack_generator(row) for row in words]
+        except (ValueError, OverflowError) as error:
+            raise ConfigError(f"snapshot array 'generator' holds no generators ({error})") from error
+        sensors = self._sensors.get_state()
         self._sensors.set_state(state)
-        self.simulation.set_state(simulated)  # type: ignore[arg-type]  # dtypes are checked inside
+        try:
+            self.simulation.set_state(simulated)  # type: ignore[arg-type]  # dtypes are checked inside
+        except ConfigError:
+            self._sensors.set_state(sensors)
+            raise
         self.elapsed[...] = elapsed
-        self.generators = [unpack_generator(row) for row in words]
+        self.generators = generators
 
     def close(self) -> None:
         """Release the simulation."""

@@ -69,6 +69,20 @@ async def test_cancelled_step_is_finished_before_the_next_one() -> None:
     plain.close()
 
 
+async def test_cancelled_reset_is_over_before_the_next_call_begins() -> None:
+    async with await AsyncBridgeVectorEnv.open("HalfCheetah-v4", 4, workers=2) as env:
+        expected, _ = await env.reset(seed=0)
+        for _ in range(5):
+            resetting = asyncio.create_task(env.reset(seed=7))
+            await asyncio.sleep(0)
+            resetting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await resetting
+            observation, _ = await env.reset(seed=0)
+            np.testing.assert_array_equal(observation, expected)
+        assert env.vector.num_replaced == 0
+
+
 async def test_killed_worker_is_replaced_under_a_coroutine_too() -> None:
     async with await AsyncBridgeVectorEnv.open("HalfCheetah-v4", 2) as env:
         await env.reset(seed=0)
