@@ -44,7 +44,7 @@ async def run_scenario(
         inline: all agents in this process; only the bridge is a child.
 
     Raises:
-        ConfigError: the scenario cannot be started.
+        ConfigError: the scenario cannot be started, and there is no committed round that an outcome could tell of.
         CheckpointError: ``resume`` is asked for and there is no valid checkpoint.
     """
     started_s = time.monotonic()
@@ -59,13 +59,15 @@ async def run_scenario(
         inline=inline,
         on_process_event=lambda event: observer.on_process(_note_of(event)),
     )
-    async with swarm:
-        observer.on_phase("training")
-        async with _observed(swarm, observer):
-            try:
+    try:
+        async with swarm:
+            observer.on_phase("training")
+            async with _observed(swarm, observer):
                 await swarm.wait_finished()
-            except SwarmError as error:
-                failure = error
+    except SwarmError as error:  # a coordinator that is up first may end the run before all others are
+        if CheckpointStore(run_dir).latest()[0] is None:
+            raise
+        failure = error
     outcome = _outcome(run_dir, failure, time.monotonic() - started_s)
     observer.on_end(outcome)
     return outcome

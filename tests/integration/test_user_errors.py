@@ -17,6 +17,7 @@ def test_a_mistake_found_by_an_agent_in_another_process_is_not_tried_again(tmp_p
     argv = [sys.executable, "-m", "scenarios", "resume", str(run_dir), "--json"]
     ended = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 2, ended.stderr
+    assert ended.stdout, ended.stderr
     outcome = json.loads(ended.stdout)
     assert (outcome["status"], outcome["user_error"], outcome["round_index"]) == ("failed", True, 1)
     line = ended.stderr.splitlines()[-1]
