@@ -15,6 +15,8 @@ SwarmError
 
 from __future__ import annotations
 
+import traceback
+
 
 class SwarmError(Exception):
     """Root of all errors of this project; its text says what was got, what was expected, what to do."""
@@ -81,3 +83,12 @@ class TaskFailed(SwarmError):
 
 class TaskImpossible(TaskFailed, ConfigError):
     """A task failed because of something that the user wrote or named: trying it again cannot mend it."""
+
+
+def traceback_of(error: BaseException) -> str:
+    """The error's traceback as plain text, logged as `stack=`, which structlog prints as it is.
+
+    The alternative, `exc_info`, lets structlog's default configuration draw every variable of every frame: with large
+    libraries loaded that holds up the event loop for seconds, and every agent with it.
+    """
+    return "".join(traceback.format_exception(error)).rstrip()

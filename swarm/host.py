@@ -31,7 +31,7 @@ from swarm.contract_events import (
     WakeAt,
 )
 from swarm.contractor import Contractor
-from swarm.errors import BusClosed, CodecError, ConfigError, SwarmError
+from swarm.errors import BusClosed, CodecError, ConfigError, SwarmError, traceback_of
 from swarm.gathering import TopicStore
 from swarm.machine_loop import MachineLoop, publish_patiently
 from swarm.management import MANAGES, ContractManager
@@ -227,7 +227,7 @@ class AgentHost:
         try:
             answer = await self.agent.propose(announcement, self._context)
         except Exception as error:
-            log.exception("propose_failed", agent=self.agent.name, task_id=announcement.task_id)
+            log.error("propose_failed", agent=self.agent.name, task_id=announcement.task_id, stack=traceback_of(error))
             answer = Refusal(
                 task_id=announcement.task_id, epoch=announcement.epoch, agent=self.agent.name, reason=_reason(error)
             )
@@ -244,7 +244,9 @@ class AgentHost:
             if isinstance(error, SwarmError):
                 log.warning("perform_failed", agent=name, task_id=award.task_id, kind=award.kind, reason=str(error))
             else:
-                log.exception("perform_failed", agent=name, task_id=award.task_id, kind=award.kind)
+                log.error(
+                    "perform_failed", agent=name, task_id=award.task_id, kind=award.kind, stack=traceback_of(error)
+                )
             outcome = Failed(
                 task_id=award.task_id,
                 epoch=award.epoch,

@@ -23,7 +23,7 @@ from swarm.ablation import Ablation
 from swarm.agent import Agent
 from swarm.agent_factory import build_agent
 from swarm.context import NodeResources, compute_thread
-from swarm.errors import BusClosed, ConfigError, PeerLost, SwarmError
+from swarm.errors import BusClosed, ConfigError, PeerLost, SwarmError, traceback_of
 from swarm.host import AgentHost
 from swarm.journal import Journal
 from swarm.lifeline import die_with_parent, watch_standard_input
@@ -117,7 +117,7 @@ async def _run_until_stopped(spec: NodeSpec) -> int:
 def _report(spec: NodeSpec, error: Exception) -> int:
     """Leave one clear line, for people and for the supervisor; the traceback only of what nobody foresaw."""
     if not isinstance(error, SwarmError):
-        log.error("node_failed", exc_info=error)
+        log.error("node_failed", stack=traceback_of(error))
     line = f"{type(error).__name__}: {error}"
     sys.stderr.write(f"swarm.node {spec.name}: {line}\n")
     if spec.status_path is not None:

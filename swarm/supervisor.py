@@ -21,7 +21,7 @@ from typing import Final, Self, TypeAlias
 
 import structlog
 
-from swarm.errors import ConfigError, SwarmError
+from swarm.errors import ConfigError, SwarmError, traceback_of
 from swarm.messages import Message, PeerDown
 
 TERMINATE_S: Final = 1.0
@@ -244,7 +244,7 @@ class Supervisor:
         try:
             await self._keep(child, process)
         except Exception as error:
-            log.exception("supervision_failed", process=child.spec.name)
+            log.error("supervision_failed", process=child.spec.name, stack=traceback_of(error))
             reason = f"supervision of process {child.spec.name} failed: {type(error).__name__}: {error}"
             self._note(GaveUp(name=child.spec.name, reason=reason))
 

@@ -11,6 +11,7 @@ import structlog
 from swarm.ablation import Ablation
 from swarm.agent import Agent
 from swarm.context import NodeResources, compute_thread
+from swarm.errors import traceback_of
 from swarm.host import AgentHost, runs_by_itself
 from swarm.journal import Journal
 from swarm.launch.sockets import socket_directory
@@ -75,7 +76,7 @@ async def _serve(host: AgentHost, running: Running) -> None:
     try:
         await host.serve()
     except Exception as error:
-        log.error("agent_failed", agent=agent.name, exc_info=error)
+        log.error("agent_failed", agent=agent.name, stack=traceback_of(error))
         running.mourn(PeerDown(agent=agent.name, reason=f"{type(error).__name__}: {error}", restarting=False))
         running.finish(error)
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from structlog.testing import capture_logs
 
 from swarm.ablation import Ablation, Faults
 from swarm.agent import Agent, AgentContext
@@ -169,7 +170,11 @@ async def test_an_error_in_perform_is_a_failed_award_with_type_and_text(cell: Ce
 
     await cell.host(Auctioneer())
     await cell.host(worker(broken))
-    ended = await cell.ended(task())
+    with capture_logs() as logs:
+        ended = await cell.ended(task())
+    failure = next(entry for entry in logs if entry["event"] == "perform_failed")
+    assert 'raise ValueError("no data")' in failure["stack"]
+    assert "exc_info" not in failure  # drawing every variable of every frame would hold up the loop
     assert ended.status == "failed"
     failed = cell.of(Failed)[0]
     assert isinstance(failed, Failed)
