@@ -22,6 +22,7 @@ from env_bridge import vector_env
 from env_bridge.autoreset import Batch, Mask, assemble
 from env_bridge.lanes import PENDING, LaneOptions, Lanes, LocalLanes
 from env_bridge.tasks import check_task
+from env_bridge.vector_env import import_id
 from env_bridge.viewer import Viewer, check_mode
 from env_bridge.worker_lanes import WorkerLanes
 from env_bridge.worker_process import PATIENCE_S
@@ -43,7 +44,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     to no episode, and is truncated).
 
     Args:
-        env_id: a Gymnasium id.
+        env_id: a Gymnasium id; ``module:Id`` imports the module that registers it, here and in each worker.
         num_envs: how many.
         workers: processes that step; 0: this process; ``None``: this process for up to `FEW` environments, else as many
             workers as there are processors. While none is lost, they never change a bit.
@@ -112,7 +113,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         """Set Gymnasium's attributes, and learn the keys of infos from an environment that is stepped once."""
         simulation = specimen.simulation
         self.num_envs = self._given.num_envs
-        self.spec = gymnasium.registry[self._given.env_id]
+        self.spec = gymnasium.registry[import_id(self._given.env_id)]
         self.metadata = {"autoreset_mode": self._given.mode}
         self.single_observation_space = simulation.observation_space
         self.single_action_space = simulation.action_space
@@ -276,7 +277,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             infos = assemble(batch.columns, self._step_keys, self._reset_keys, reset)
         if batch.diverged.any():
             self.num_diverged += int(batch.diverged.sum())
-            infos["diverged"] = infos["_diverged"] = batch.diverged
+            infos["diverged"], infos["_diverged"] = batch.diverged, batch.diverged.copy()
         if batch.lost is not None:
             infos["lost"] = infos["_lost"] = batch.lost
         return infos
@@ -334,9 +335,19 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._lanes.set_tasks([check_task(task) for task in tasks])
 
     def get_state(self) -> dict[str, NDArray[np.generic]]:
-        """Everything that the future depends on, as plain arrays with leading axis E; see `branch`."""
+        """Everything that the future depends on, as plain arrays with leading axis E; see `branch`.
+
+        Raises:
+            ConfigError: the environment's class has a state that cannot be read.
+        """
         self._finish_step()
-        return self._lanes.get_state()
+        state = self._lanes.get_state()
+        if "physics" not in state:
+            raise ConfigError(
+                f"{self._given.env_id} is no MuJoCo environment and its class has no get_state(): "
+                "it cannot be saved; give the class get_state() and set_state(array)"
+            )
+        return state
 
     def set_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Return to an earlier ``get_state``, of this or another vector environment of the same id, options and size.

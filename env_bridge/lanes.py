@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from env_bridge.autoreset import AutoresetEnv, Batch, Mask
 from env_bridge.infos import Columns, Told
 from env_bridge.shared_arrays import ArraySpec
-from env_bridge.vector_env import VectorEnv, take
+from env_bridge.vector_env import VectorEnv, import_id, take
 from swarm.environment import TaskParameters
 from swarm.messages import Json
 
@@ -42,7 +42,7 @@ class LaneOptions:
     def make(self, num_envs: int | None = None, *, workers: int = 1) -> VectorEnv:
         """Build the environments, or another number of them. Raises ``ConfigError``."""
         return VectorEnv(
-            self.env_id,
+            import_id(self.env_id),
             self.num_envs if num_envs is None else num_envs,
             workers=workers,
             max_episode_steps=self.max_episode_steps,

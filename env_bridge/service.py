@@ -7,6 +7,7 @@ itself) carries a turn number: a request that came twice is not stepped twice.
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ from swarm.messages import Json
 MAX_ENVIRONMENTS: Final = 4096
 MAX_KEPT: Final = 8
 MAX_SESSIONS: Final = 64
+SETTINGS: Final = inspect.signature(BridgeVectorEnv).parameters.keys() - {"options"}
+"""What the maker of a session says by other words than ``options``."""
 
 
 class SessionLost(SwarmError):
@@ -97,10 +100,12 @@ class Service:
         return result_to_letter(run_rollout(request, env=env, should_stop=should_stop, share=share), letter.request_id)
 
     def close(self) -> None:
-        """End worker processes."""
+        """End worker processes and stepping threads."""
         self._pool.close()
         for session in self._sessions.values():
             session.env.close()
+        for env in self._kept.values():
+            env.close()
 
     def _describe(self, client: bytes, letter: Letter) -> Letter:
         env = self._environment(read(letter.body, "env_id", str), 1)
@@ -112,17 +117,26 @@ class Service:
         if not 1 <= num_envs <= MAX_ENVIRONMENTS:
             raise ConfigError(f"got num_envs={num_envs}; expected 1 to {MAX_ENVIRONMENTS}")
         tasks = [task_from_json(task) for task in read_maps(letter.body, "tasks")]
+        options = read(letter.body, "options", dict)
+        if taken := sorted(SETTINGS & options.keys()):
+            raise ConfigError(f"options {taken} are settings of the bridge; expected those of the environment's class")
+        env_id = read(letter.body, "env_id", str)
+        if ":" in env_id:  # a client must not have this process import what it likes
+            raise ConfigError(f"got environment {env_id!r}; expected a registered id, without a module")
         env = BridgeVectorEnv(
-            read(letter.body, "env_id", str),
+            env_id,
             num_envs,
             workers=self._workers if self._workers > 1 and num_envs > FEW else 0,
             autoreset_mode=read(letter.body, "autoreset_mode", str),
             max_episode_steps=read_optional(letter.body, "max_episode_steps"),
             tasks=tasks or None,
             actions=read(letter.body, "actions", str),
-            **read(letter.body, "options", dict),
+            **options,
         )
-        self._sessions[client, read(letter.body, "session", str)] = Session(env=env)
+        key = (client, read(letter.body, "session", str))
+        if key in self._sessions:
+            self._sessions.pop(key).env.close()
+        self._sessions[key] = Session(env=env)
         while len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)[1].env.close()
         return answer(letter, asdict(env.describe()))

@@ -6,6 +6,7 @@ Letters: E environments, O observation, A action.
 from __future__ import annotations
 
 import difflib
+import importlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,21 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         return registered
     nearest = difflib.get_close_matches(env_id, [str(name) for name in gymnasium.registry], n=1, cutoff=0.0)
     raise ConfigError(f"unknown environment {env_id!r}; did you mean {nearest[0]!r}? (any Gymnasium id works)")
+
+
+def import_id(env_id: str) -> str:
+    """Import the module of ``module:Id``, which registers it, as ``gymnasium.make`` does; return the ``Id``.
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"environment {env_id!r}: {error}; put the module where Python finds it") from error
+    return name
 
 
 @cache

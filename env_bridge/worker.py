@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import socket
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
@@ -25,7 +28,17 @@ from env_bridge.service import Service, error_kind
 from env_bridge.shared_arrays import ArraySpec, SharedArrays
 from env_bridge.tasks import task_from_json
 from env_bridge.wire import Letter, encode, read, read_maps, read_optional_map
-from env_bridge.worker_wire import DONE, LETTER, READY, STEP, receive_byte, receive_letter, send_byte, send_frames
+from env_bridge.worker_wire import (
+    DONE,
+    EXIT_PATIENCE_S,
+    LETTER,
+    READY,
+    STEP,
+    receive_byte,
+    receive_letter,
+    send_byte,
+    send_frames,
+)
 from swarm.errors import CodecError, ConfigError, PeerLost, SwarmError
 from swarm.messages import Json
 
@@ -171,6 +184,15 @@ def guarded(letter: Letter, perform: Callable[[Letter], Letter]) -> Letter:
         return Letter(kind="error", request_id=letter.request_id, body={"text": text})
 
 
+def _outlive_briefly(descriptor: int) -> None:
+    """Wait until the owner's end of the socket is closed; then end the process, even in the middle of its work."""
+    hangup = select.poll()
+    hangup.register(descriptor, 0)  # a closed end is always reported
+    hangup.poll()
+    time.sleep(EXIT_PATIENCE_S)  # a worker that is idle ends by itself, and in order
+    os._exit(1)
+
+
 def main() -> int:
     """Run the worker; the owner's end is its end."""
     parser = argparse.ArgumentParser(prog="python -m env_bridge.worker", description="A stepping worker (internal).")
@@ -183,6 +205,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
     route_warnings_to_log()
     with socket.socket(fileno=options.control) as connection:
+        threading.Thread(target=_outlive_briefly, args=(options.control,), name="lifeline", daemon=True).start()
         try:
             serve(connection, options.memory)
         except PeerLost:

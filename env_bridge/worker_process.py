@@ -14,6 +14,7 @@ from typing import Final
 from env_bridge.wire import Letter, encode, raise_error
 from env_bridge.worker_wire import (
     DONE,
+    EXIT_PATIENCE_S,
     LETTER,
     READY,
     STEP,
@@ -30,7 +31,6 @@ PATIENCE_S: Final = 60.0
 """A worker that has not answered a step after this long hangs."""
 LONG_PATIENCE_S: Final = 120.0
 """What a worker may always take for anything else."""
-EXIT_PATIENCE_S: Final = 5.0
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 

@@ -18,6 +18,8 @@ READY: Final = b"r"
 STEP: Final = b"s"
 DONE: Final = b"d"
 LETTER: Final = b"l"
+EXIT_PATIENCE_S: Final = 5.0
+"""How long a worker may go on after its owner closed the connection or ended."""
 _COUNT: Final = struct.Struct("<I")
 _TIMEVAL: Final = struct.Struct("@ll")
 

@@ -6,12 +6,12 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
 import structlog
 from rich.console import Console
@@ -255,8 +255,7 @@ def _train(run: RunDirectory, arguments: argparse.Namespace, *, resume: bool) ->
     view = LiveView(scenario, console) if live else PlainView(scenario, sys.stderr if arguments.json else sys.stdout)
     with ExitStack() as stack:
         log = stack.enter_context((run.path / "launcher.log").open("a", encoding="utf-8"))
-        structlog.configure(logger_factory=structlog.WriteLoggerFactory(log))
-        stack.callback(structlog.reset_defaults)
+        stack.enter_context(_logging_to(log))
         events = stack.enter_context(EventLog(run))
 
         def on_interrupt() -> None:
@@ -310,12 +309,23 @@ async def _session(
 
 def _briefly(work: Coroutine[Any, Any, ReturnT], what: str) -> ReturnT:
     """Run a short command; what it does, and warnings, go to standard error."""
-    structlog.configure(
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-    )
     sys.stderr.write(f"{what}...\n")
-    return run_interruptibly(work, lambda: None)
+    with _logging_to(sys.stderr, logging.WARNING):
+        return run_interruptibly(work, lambda: None)
+
+
+@contextmanager
+def _logging_to(stream: TextIO, level: int = logging.NOTSET) -> Iterator[None]:
+    """Log to ``stream``, and afterwards as before: whoever embeds a command may close the stream."""
+    before = structlog.get_config()
+    structlog.configure(
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def _say_interrupted(run: RunDirectory) -> None:

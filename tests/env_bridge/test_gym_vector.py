@@ -226,6 +226,8 @@ def test_exception_in_an_environments_class_asks_for_a_reset_and_no_more() -> No
         env.reset(seed=0)
         _, reward, *_ = env.step(np.array([0, 0]))
         np.testing.assert_array_equal(reward, [1.0, 1.0])
+        with pytest.raises(ConfigError, match=r"Fragile-v0 is no MuJoCo environment .* has no get_state\(\)"):
+            env.get_state()
         env.close()
     finally:
         del gymnasium.registry["Fragile-v0"]

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from env_bridge.service import Service
+from env_bridge.wire import Letter
+from swarm.errors import ConfigError
+from swarm.messages import Json
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    service = Service(workers=1)
+    yield service
+    service.close()
+
+
+def make(env_id: str = "HalfCheetah-v4", **options: Json) -> Letter:
+    body: dict[str, Json] = {"env_id": env_id, "num_envs": 2, "tasks": [], "actions": "gymnasium"}
+    body |= {"autoreset_mode": "NEXT_STEP", "session": "s", "options": options}
+    return Letter(kind="make", request_id=1, body=body, arrays={})
+
+
+def test_settings_of_the_bridge_among_the_options_are_refused(service: Service) -> None:
+    with pytest.raises(ConfigError, match=r"options \['workers'\] are settings of the bridge"):
+        service.perform(b"client", make(workers=2), lambda: False)
+
+
+def test_module_is_not_imported_for_a_client(service: Service) -> None:
+    with pytest.raises(ConfigError, match="expected a registered id, without a module"):
+        service.perform(b"client", make("antigravity:Fun-v0"), lambda: False)
+
+
+def test_session_made_again_takes_the_place_of_the_first_which_is_closed(service: Service) -> None:
+    service.perform(b"client", make(), lambda: False)
+    [first] = service._sessions.values()
+    service.perform(b"client", make(), lambda: False)
+    [second] = service._sessions.values()
+    assert first.env.closed
+    assert not second.env.closed
