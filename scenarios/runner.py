@@ -52,6 +52,7 @@ async def run_scenario(
         newest_checkpoint(run_dir)
     observer.on_phase("starting the broker, the bridge and the agents")
     failure: SwarmError | None = None
+    is_up = False
     swarm = training_swarm(
         scenario,
         run_dir,
@@ -61,11 +62,12 @@ async def run_scenario(
     )
     try:
         async with swarm:
+            is_up = True
             observer.on_phase("training")
             async with _observed(swarm, observer):
                 await swarm.wait_finished()
     except SwarmError as error:  # a coordinator that is up first may end the run before all others are
-        if CheckpointStore(run_dir).latest()[0] is None:
+        if not is_up and CheckpointStore(run_dir).latest()[0] is None:
             raise
         failure = error
     outcome = _outcome(run_dir, failure, time.monotonic() - started_s)
