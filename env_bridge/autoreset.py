@@ -58,6 +58,7 @@ class AutoresetEnv:
         self.env = env
         self._mode = mode
         self.pending = np.zeros(env.num_envs, dtype=np.bool_)
+        self._resets: Mask | None = None
 
     def reset(self, rows: Mask, options: Mapping[str, Any] | None = None) -> tuple[NDArray[Any], Columns, Told]:
         """Start new episodes in ``rows``, with ``options`` for environments of their own class.
@@ -69,44 +70,49 @@ class AutoresetEnv:
         self.pending = self.pending & ~rows
         return observation, masked(self.env.reset_info(), rows), self.env.told(rows)
 
-    def step(self, action: NDArray[Any]) -> Batch:
-        """Step with checked actions (E, …)."""
-        if self._mode is AutoresetMode.NEXT_STEP and self.pending.any():
-            return self._step_and_reset(action)
-        step = self.env.step(action)
-        truncated = step.truncated | step.diverged
+    def send(self, action: NDArray[Any]) -> None:
+        """Begin a step with checked actions (E, …); resets are made while others are stepped."""
+        self._resets = (
+            self.pending if self._mode is AutoresetMode.NEXT_STEP and np.count_nonzero(self.pending) else None
+        )
+        if self._resets is None:
+            self.env.send(action)
+        else:
+            self.env.send(action, ~self._resets)
+            self.env.restart(np.flatnonzero(self._resets).tolist())
+
+    def wait(self) -> Batch:
+        """Finish the step that was begun. Raises ``PeerLost`` where workers are lost again and again."""
+        step = self.env.wait()
+        reward, terminated, truncated = step.reward, step.terminated, step.truncated | step.diverged
+        if step.lost is not None:
+            reward, terminated, truncated = (
+                np.where(step.lost, 0.0, reward),
+                terminated & ~step.lost,
+                truncated | step.lost,
+            )
+        columns, told, resets = step.info, step.told, self._resets
+        if resets is not None:
+            stepped = ~resets
+            reward, terminated, truncated = np.where(stepped, reward, 0.0), terminated & stepped, truncated & stepped
+            columns = joined(masked(columns, stepped), masked(self.env.reset_info(), resets), resets)
+            told = tuple(sorted((*told, *self.env.told(resets)), key=lambda item: item[0]))
         batch = Batch(
             observation=step.observation,
-            reward=step.reward,
-            terminated=step.terminated,
+            reward=reward,
+            terminated=terminated,
             truncated=truncated,
             diverged=step.diverged,
-            columns=step.info,
-            told=step.told,
+            columns=columns,
+            told=told,
+            lost=step.lost,
         )
-        ended = step.terminated | truncated
+        ended = terminated | truncated
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
             return self._reset_ended(batch, ended)
         if self._mode is AutoresetMode.NEXT_STEP:
             self.pending = ended
         return batch
-
-    def _step_and_reset(self, action: NDArray[Any]) -> Batch:
-        """``NEXT_STEP``: reset what ended in the step before, step the others."""
-        pending, stepped = self.pending, ~self.pending
-        step = self.env.step(action, stepped)
-        terminated, truncated = step.terminated & stepped, (step.truncated | step.diverged) & stepped
-        observation, reset_columns, reset_told = self.reset(pending)
-        self.pending = terminated | truncated
-        return Batch(
-            observation=observation,
-            reward=np.where(stepped, step.reward, 0.0),
-            terminated=terminated,
-            truncated=truncated,
-            diverged=step.diverged & stepped,
-            columns=joined(masked(step.info, stepped), reset_columns, pending),
-            told=tuple(sorted((*step.told, *reset_told), key=lambda item: item[0])),
-        )
 
     def _reset_ended(self, batch: Batch, ended: Mask) -> Batch:
         """``SAME_STEP``: keep the last observations and infos aside, and reset."""
@@ -128,6 +134,7 @@ class AutoresetEnv:
             final_observation=batch.observation,
             final_columns=masked(batch.columns, ended),
             told=tuple(sorted(told, key=lambda item: item[0])),
+            lost=batch.lost,
         )
 
 
@@ -160,10 +167,11 @@ def assemble(columns: Columns, step_keys: Sequence[str], reset_keys: Sequence[st
         reset_keys: keys that the environments of the mask ``reset`` told.
     """
     infos: dict[str, Any] = {}
-    if not reset.any():
+    if not np.count_nonzero(reset):
+        everyone = ~reset
         for key in step_keys:
             infos[key] = columns[key]
-            infos[f"_{key}"] = np.ones(len(reset), dtype=np.bool_)
+            infos[f"_{key}"] = everyone.copy()
         return infos
     stepped = ~reset
     for key, column in columns.items():

@@ -127,3 +127,22 @@ class ModelPool:
 def dynamics_key(task: TaskParameters) -> tuple[object, ...]:
     """What two tasks must share to share a model."""
     return (task.gravity, task.mass, task.friction, task.damping, task.actuator_gain, task.crippled)
+
+
+class Models:
+    """The models of N simulations of one robot.
+
+    Attributes:
+        each: by simulation.
+        addresses: (N,) where they are, for compiled code.
+    """
+
+    def __init__(self, pristine: mujoco.MjModel, num: int) -> None:
+        self._pool = ModelPool(pristine)
+        self.each = [pristine] * num
+        self.addresses = np.full(num, pristine._address, np.int64)
+
+    def assign(self, tasks: Sequence[TaskParameters]) -> None:
+        """Give each simulation the dynamics of its task. Raises ``ConfigError`` as `ModelPool.assign`."""
+        self.each = self._pool.assign(tasks)
+        self.addresses[:] = [model._address for model in self.each]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import gymnasium
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from env_bridge.dynamics import ModelPool
 from env_bridge.infos import Columns, Told
-from env_bridge.physics import Crew, Outcome, check_state
+from env_bridge.physics import Outcome, check_state
 from env_bridge.robots.anatomy import Floats
 from env_bridge.stepping import FIRST_WARNING, LAST_WARNING, STATE
 from env_bridge.tasks import has_nominal_dynamics, has_own_reward
@@ -29,6 +30,38 @@ DERIVED: Final = (
     "actuator_force", "actuator_length", "actuator_velocity", "ten_length", "ten_velocity", "sensordata",
 )  # fmt: skip
 """Arrays of ``MjData`` that observations and rewards read, and that lag the state by one physics step."""
+
+
+class Threads:
+    """W threads (this one included) that share the environments of a step in contiguous pieces.
+
+    Stepping hardly needs the interpreter's lock, so that threads scale until Python's share of a step is the limit.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="stepping") if workers > 1 else None
+
+    def share(self, work: Callable[[NDArray[np.int64], int], None], indices: NDArray[np.int64]) -> None:
+        """Call ``work`` with pieces of ``indices`` and their number, below W; who does which never changes a bit."""
+        if self._pool is None:
+            work(indices, 0)
+            return
+        pieces = [piece for piece in np.array_split(indices, self.workers) if len(piece)]
+        futures = [self._pool.submit(work, piece, number) for number, piece in enumerate(pieces[1:], start=1)]
+        try:
+            if pieces:
+                work(pieces[0], 0)
+        finally:
+            errors = [future.exception() for future in futures]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def close(self) -> None:
+        """Wait for the threads to end."""
+        if self._pool is not None:
+            self._pool.shutdown()
 
 
 class GymSimulation:
@@ -57,7 +90,7 @@ class GymSimulation:
             for limit in (getattr(self.action_space, "low", ()), getattr(self.action_space, "high", ()))
         )
         self._env_id = env_id
-        self._crew = Crew(workers)
+        self._threads = Threads(workers)
         self.num_envs = num_envs
         self._mujoco = [env.unwrapped for env in self._envs if isinstance(env.unwrapped, MujocoEnv)]
         self._saveable: list[Any] = [
@@ -99,8 +132,16 @@ class GymSimulation:
         self._distance[index] = info.get("x_position", 0.0)
         self._told[index] = info
 
-    def step(self, action: NDArray[Any], indices: NDArray[np.int64]) -> Outcome:
+    def send(self, action: NDArray[Any], indices: NDArray[np.int64]) -> None:
+        """Keep the actions: this process steps when it is waited for."""
+        self._sent = (action, indices)
+
+    def settle(self) -> None:
+        """Nothing was begun."""
+
+    def wait(self) -> Outcome:
         """Step through the class."""
+        action, indices = self._sent
 
         def work(piece: NDArray[np.int64], thread: int) -> None:
             for index in piece.tolist():
@@ -113,7 +154,7 @@ class GymSimulation:
                 self._distance[index] = info.get("x_position", self._distance[index])
                 self._told[index] = info
 
-        self._crew.share(work, indices)
+        self._threads.share(work, indices)
         finite = np.isfinite(self._reward) & np.isfinite(self._observation).reshape(self.num_envs, -1).all(axis=1)
         return Outcome(
             reward=self._reward.copy(),
@@ -198,6 +239,6 @@ class GymSimulation:
 
     def close(self) -> None:
         """Close the environments and end the stepping threads."""
-        self._crew.close()
+        self._threads.close()
         for env in self._envs:
             env.close()

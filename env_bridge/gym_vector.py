@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from env_bridge import vector_env
 from env_bridge.autoreset import Batch, Mask, assemble
+from env_bridge.crew import ProcessCrew
 from env_bridge.lanes import PENDING, LaneOptions, Lanes, LocalLanes
+from env_bridge.physics import RobotSimulation
 from env_bridge.tasks import check_task
 from env_bridge.vector_env import import_id
 from env_bridge.viewer import Viewer, check_mode
@@ -88,11 +90,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         specimen = given.make(1)
         self._given, self._is_strict = given, actions == "strict"
         self._describe(specimen)
-        self._lanes: Lanes = (
-            WorkerLanes(given, specimen, num_workers, patience_s=patience_s)
-            if num_workers
-            else LocalLanes(given, given.make())
-        )
+        self._lanes = make_lanes(given, specimen, num_workers, patience_s)
         specimen.close()
         self.closed = False
         self.patience_s = patience_s
@@ -123,7 +121,8 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._action_dtype = self.single_action_space.dtype
         specimen.reset()
         self._reset_keys = tuple(specimen.reset_info())
-        simulation.step(np.zeros((1, *self._action_shape[1:]), self._action_dtype), np.arange(1))
+        simulation.send(np.zeros((1, *self._action_shape[1:]), self._action_dtype), np.arange(1))
+        simulation.wait()
         self._step_keys = tuple(simulation.step_columns())
 
     def describe(self) -> EnvironmentSpec:
@@ -138,6 +137,11 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     def num_replaced(self) -> int:
         """Workers that died or hung and were replaced."""
         return self._lanes.num_replaced
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The processes that step, this one left out."""
+        return tuple(self._lanes.pids())
 
     # --- Gymnasium's interface ----------------------------------------------------------------------------------------
 
@@ -203,18 +207,24 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             gymnasium.error.ResetNeeded: an environment was never reset, or has ended and resets are disabled.
             PeerLost: workers die or hang again and again.
         """
-        self.step_async(actions)
+        self._begin(actions)
         return self.step_wait()
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Begin a step: workers are stepping when this returns. Raises as `step`."""
+        self._begin(actions)
+        self._lanes.delegate()
+
+    def _begin(self, actions: NDArray[Any]) -> None:
         self._finish_step()
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-            given = np.asarray(actions, dtype=self._action_dtype)
+        given = actions
+        if not isinstance(actions, np.ndarray) or actions.dtype != self._action_dtype:
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+                given = np.asarray(actions, dtype=self._action_dtype)
         vector_env.check_action(given, self._action_shape)
         if self._is_strict:
             self._check_range(given)
-        if self._unstarted.any():
+        if np.count_nonzero(self._unstarted):
             raise gymnasium.error.ResetNeeded("call reset before the first step")
         if self._given.mode is AutoresetMode.DISABLED and self._pending.any():
             raise gymnasium.error.ResetNeeded(
@@ -222,7 +232,12 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             )
         if self._is_torn:
             raise gymnasium.error.ResetNeeded("the last step failed half way; reset all environments, or set a state")
-        self._lanes.send(given)
+        try:
+            self._lanes.send(given)
+        except BaseException:
+            self._is_torn = True
+            self._lanes.settle()
+            raise
         self._is_stepping = True
 
     def step_wait(
@@ -275,7 +290,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         else:
             reset = self._pending if self._given.mode is AutoresetMode.NEXT_STEP else np.zeros_like(self._pending)
             infos = assemble(batch.columns, self._step_keys, self._reset_keys, reset)
-        if batch.diverged.any():
+        if np.count_nonzero(batch.diverged):
             self.num_diverged += int(batch.diverged.sum())
             infos["diverged"], infos["_diverged"] = batch.diverged, batch.diverged.copy()
         if batch.lost is not None:
@@ -359,6 +374,17 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._pending = np.array(state[PENDING], dtype=np.bool_)
         self._unstarted[:] = False
         self._is_torn = False
+
+
+def make_lanes(given: LaneOptions, specimen: vector_env.VectorEnv, workers: int, patience_s: float) -> Lanes:
+    """Where ``workers`` processes (0: this one) step what ``given`` describes. Raises ``ConfigError``."""
+    if not workers:
+        return LocalLanes(given, given.make())
+    if not isinstance(specimen.simulation, RobotSimulation):
+        return WorkerLanes(given, specimen, workers, patience_s=patience_s)
+    num_envs = given.num_envs
+    crew = ProcessCrew(min(workers, num_envs), given.env_id, given.options, num_envs, patience_s=patience_s)
+    return LocalLanes(given, given.make(crew=crew), crew)
 
 
 def branch(state: Mapping[str, NDArray[np.generic]], index: int, copies: int) -> dict[str, NDArray[np.generic]]:

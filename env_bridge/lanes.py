@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from env_bridge.autoreset import AutoresetEnv, Batch, Mask
+from env_bridge.crew import Crew
 from env_bridge.infos import Columns, Told
 from env_bridge.shared_arrays import ArraySpec
 from env_bridge.vector_env import VectorEnv, import_id, take
@@ -39,15 +40,15 @@ class LaneOptions:
     options: Mapping[str, Json]
     max_episode_steps: int | None
 
-    def make(self, num_envs: int | None = None, *, workers: int = 1) -> VectorEnv:
+    def make(self, num_envs: int | None = None, *, crew: Crew | None = None) -> VectorEnv:
         """Build the environments, or another number of them. Raises ``ConfigError``."""
         return VectorEnv(
             import_id(self.env_id),
             self.num_envs if num_envs is None else num_envs,
-            workers=workers,
             max_episode_steps=self.max_episode_steps,
             options=self.options,
             infos=True,
+            crew=crew,
         )
 
 
@@ -61,13 +62,12 @@ class Started:
 
 
 class Lanes(Protocol):
-    """E environments with autoreset. Not thread-safe.
+    """E environments with autoreset. Not thread-safe."""
 
-    Attributes:
-        num_replaced: workers that were lost and replaced.
-    """
-
-    num_replaced: int
+    @property
+    def num_replaced(self) -> int:
+        """Workers that were lost and replaced."""
+        ...
 
     def reset(self, seeds: Sequence[int | None], mask: Mask, options: Mapping[str, Json] | None = None) -> Started:
         """Start new episodes where ``mask`` says so, with a fresh generator where there is a seed.
@@ -81,12 +81,24 @@ class Lanes(Protocol):
         """Begin a step with checked actions (E, …)."""
         ...
 
+    def settle(self) -> None:
+        """Finish what ``send`` began before it was interrupted; ``wait`` must not follow."""
+        ...
+
+    def delegate(self) -> None:
+        """The caller does not wait for the step at once."""
+        ...
+
     def wait(self) -> Batch:
         """Finish the step that was begun; the arrays are the caller's to keep."""
         ...
 
     def descriptors(self) -> Sequence[int]:
         """What becomes readable when ``wait`` need not wait any more."""
+        ...
+
+    def pids(self) -> Sequence[int]:
+        """Of the workers."""
         ...
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
@@ -107,13 +119,16 @@ class Lanes(Protocol):
 
 
 class LocalLanes:
-    """All environments in this process."""
+    """All environments in this process; a ``crew`` of others may step its robots at the same time."""
 
-    num_replaced = 0
-
-    def __init__(self, given: LaneOptions, env: VectorEnv) -> None:
+    def __init__(self, given: LaneOptions, env: VectorEnv, crew: Crew | None = None) -> None:
         self._env = AutoresetEnv(env, given.mode)
-        self._action: NDArray[Any] | None = None
+        self._crew = crew
+
+    @property
+    def num_replaced(self) -> int:
+        """See `Lanes`."""
+        return 0 if self._crew is None else self._crew.num_replaced
 
     def reset(self, seeds: Sequence[int | None], mask: Mask, options: Mapping[str, Json] | None = None) -> Started:
         """See `Lanes`."""
@@ -122,18 +137,29 @@ class LocalLanes:
         return Started(observation=observation, columns=columns, told=told)
 
     def send(self, action: NDArray[Any]) -> None:
-        """Keep the actions: this process steps when it is waited for."""
-        self._action = action
+        """See `Lanes`."""
+        self._env.send(action)
+
+    def settle(self) -> None:
+        """See `Lanes`."""
+        self._env.env.simulation.settle()
+
+    def delegate(self) -> None:
+        """See `Lanes`."""
+        if self._crew is not None:
+            self._crew.delegate()
 
     def wait(self) -> Batch:
         """See `Lanes`."""
-        assert self._action is not None, "send comes first"
-        action, self._action = self._action, None
-        return self._env.step(action)
+        return self._env.wait()
 
     def descriptors(self) -> Sequence[int]:
-        """Nothing: this process steps when it is waited for."""
-        return ()
+        """See `Lanes`."""
+        return () if self._crew is None else self._crew.descriptors()
+
+    def pids(self) -> Sequence[int]:
+        """See `Lanes`."""
+        return () if self._crew is None else self._crew.pids()
 
     def expect_reset(self) -> None:
         """Have the next step reset every environment."""
@@ -159,7 +185,7 @@ class LocalLanes:
 
 
 def shared_specs(env: VectorEnv, given: LaneOptions) -> list[ArraySpec]:
-    """Arrays that stepping workers share with their owner, from an environment of the same kind that was stepped."""
+    """Arrays that stepping workers share with their owner, from an environment of the same kind."""
     shape, dtype = env.simulation.observe().shape[1:], env.simulation.observe().dtype
     actions = env.simulation.action_space
     per_env: list[tuple[str, Any, tuple[int, ...]]] = [
@@ -168,12 +194,8 @@ def shared_specs(env: VectorEnv, given: LaneOptions) -> list[ArraySpec]:
         ("reward", np.float64, ()),
         *((name, np.bool_, ()) for name in ("terminated", "truncated", "diverged")),
     ]
-    columns = {**env.simulation.reset_columns(), **env.simulation.step_columns()}
-    per_env += [(f"info/{name}", column.dtype, column.shape[1:]) for name, column in columns.items()]
     if given.mode is AutoresetMode.SAME_STEP:
         per_env.append(("final_observation", dtype, shape))
-        finals = env.simulation.step_columns()
-        per_env += [(f"final/{name}", column.dtype, column.shape[1:]) for name, column in finals.items()]
     return [
         ArraySpec(name=name, dtype=np.dtype(kind).str, shape=(given.num_envs, *rest)) for name, kind, rest in per_env
     ]

@@ -5,8 +5,7 @@ Letters: E environments, O observation, A action, S integration state, Q general
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,12 +15,13 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from env_bridge.dynamics import ModelPool
+from env_bridge.crew import Crew
+from env_bridge.dynamics import Models
 from env_bridge.goals import make_goals
 from env_bridge.infos import Columns, Told
 from env_bridge.models import load_robot_model
 from env_bridge.robots.anatomy import Floats, Judgement, Robot, Transition
-from env_bridge.stepping import STATE, Track
+from env_bridge.stepping import FIELD, STATE, Board, Stepper, are_finite, board_specs
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 
@@ -35,12 +35,14 @@ class Outcome:
         terminated: (E,).
         truncated: (E,): cut off by the environment itself (the time limit is the vector environment's business).
         diverged: (E,): MuJoCo met a state that is not finite and reset it, or the result is not finite.
+        lost: environments whose process was lost while it stepped them; they must be reset.
     """
 
     reward: Floats
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     diverged: NDArray[np.bool_]
+    lost: tuple[int, ...] = ()
 
 
 class Simulation(Protocol):
@@ -64,8 +66,16 @@ class Simulation(Protocol):
         """Draw an initial state for environment ``index``; ``options`` are those of its class's ``reset``."""
         ...
 
-    def step(self, action: NDArray[Any], indices: NDArray[np.int64]) -> Outcome:
-        """Step the environments of ``indices`` with their rows of ``action`` (E, A)."""
+    def send(self, action: NDArray[Any], indices: NDArray[np.int64]) -> None:
+        """Begin to step the environments of ``indices`` with their rows of ``action`` (E, A); others may be reset."""
+        ...
+
+    def wait(self) -> Outcome:
+        """Finish the step that was begun."""
+        ...
+
+    def settle(self) -> None:
+        """Finish a step that was begun where nobody will `wait` for it."""
         ...
 
     def observe(self) -> NDArray[Any]:
@@ -105,55 +115,23 @@ class Simulation(Protocol):
         ...
 
 
-class Crew:
-    """W threads (this one included) that share the environments of a step in contiguous pieces.
-
-    Stepping hardly needs the interpreter's lock, so that threads scale until Python's share of a step is the limit.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self._pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="stepping") if workers > 1 else None
-
-    def share(self, work: Callable[[NDArray[np.int64], int], None], indices: NDArray[np.int64]) -> None:
-        """Call ``work`` with pieces of ``indices`` and their number, below W; who does which never changes a bit."""
-        if self._pool is None:
-            work(indices, 0)
-            return
-        pieces = [piece for piece in np.array_split(indices, self.workers) if len(piece)]
-        futures = [self._pool.submit(work, piece, number) for number, piece in enumerate(pieces[1:], start=1)]
-        try:
-            if pieces:
-                work(pieces[0], 0)
-        finally:
-            errors = [future.exception() for future in futures]
-        for error in errors:
-            if error is not None:
-                raise error
-
-    def close(self) -> None:
-        """Wait for the threads to end."""
-        if self._pool is not None:
-            self._pool.shutdown()
-
-
 class RobotSimulation:
     """The fast form: MuJoCo is called directly, and observation and reward are computed for all environments at once.
 
     Equal to Gymnasium's class of the same robot to the last bit. Environments with nominal dynamics share one model
-    and all that one thread steps share one ``mjData``: of each, only its integration state is kept.
+    and all that one thread or process steps share one ``mjData``: of each, only its integration state is kept.
     """
 
-    def __init__(self, robot: Robot, num_envs: int, workers: int) -> None:
+    def __init__(self, robot: Robot, num_envs: int, crew: Crew) -> None:
         self._robot = robot
         self.model: mujoco.MjModel = load_robot_model(robot)
-        self._pool = ModelPool(self.model)
-        self._models = [self.model] * num_envs
-        self._crew = Crew(workers)
+        self._models = Models(self.model, num_envs)
         self._goals = make_goals([TaskParameters()] * num_envs, planar=robot.planar)
         self.num_envs = num_envs
         self.timestep_s = self.model.opt.timestep * robot.frame_skip
-        self._read_fields()
+        self.crew = crew
+        self._is_under_way = False
+        self._prepare()
         self.action_low, self.action_high = self.model.actuator_ctrlrange.T.copy()
         low, high = self.action_low.astype(np.float32), self.action_high.astype(np.float32)
         self.action_space: gymnasium.Space[Any] = Box(low, high, dtype=np.float32)
@@ -162,73 +140,80 @@ class RobotSimulation:
         self._transition: Transition | None = None
         self._judgement: Judgement | None = None
 
-    def _read_fields(self) -> None:
-        """Allocate states and batched fields, and connect them with one ``mjData`` for each thread."""
-        datas = [mujoco.MjData(self.model) for _ in range(self._crew.workers)]
-        self._initial = (datas[0].qpos.copy(), datas[0].qvel.copy())
-        self._states = np.zeros((self.num_envs, mujoco.mj_stateSize(self.model, STATE)))
-        mujoco.mj_getState(self.model, datas[0], self._states[0], STATE)
-        self._states[:] = self._states[0]
-        self._diverged = np.zeros(self.num_envs, dtype=np.bool_)
-        sources = self._robot.views()
-        views = [{name: read(self.model, data) for name, read in sources.items()} for data in datas]
-        self._copied = {name: np.zeros((self.num_envs, *view.shape)) for name, view in views[0].items()}
-        addresses = np.full(self.num_envs, self.model._address, np.int64)
-        self._tracks = [
-            Track(addresses, data, seen, self._copied, self._states) for data, seen in zip(datas, views, strict=True)
-        ]
-        self._addresses = addresses
+    def _prepare(self) -> None:
+        """Lay out the board and have the crew join."""
+        data = mujoco.MjData(self.model)
+        self._initial = (data.qpos.copy(), data.qvel.copy())
+        views = {name: read(self.model, data) for name, read in self._robot.views().items()}
+        specs = board_specs(self.model, views, self.num_envs)
+        self._board = board = Board(self.crew.allocate(specs, self.model))
+        mujoco.mj_getState(self.model, data, board.states[0], STATE)
+        board.states[:] = board.states[0]
         self._constants = {
             name: np.stack([read(self.model)] * self.num_envs) for name, read in self._robot.constants().items()
         }
-        self._fields = self._copied | self._constants
+        self._fields = board.fields | self._constants
+        self._before: Floats | None = None  # positions before a step, where they are known
+        addresses = self._models.addresses
+        self._own = Stepper(self._robot, addresses, data, board)
+        self.crew.join(self._own, lambda: Stepper(self._robot, addresses, mujoco.MjData(self.model), board))
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """Change goals and dynamics; simulation states stay."""
         goals = make_goals(tasks, planar=self._robot.planar)
-        for index, model in enumerate(self._pool.assign(tasks)):
-            self._use_model(index, model)
-        self._goals = goals
-
-    def _use_model(self, index: int, model: mujoco.MjModel) -> None:
-        self._models[index] = model
-        self._addresses[index] = model._address
-        for name, read in self._robot.constants().items():
-            self._constants[name][index] = read(model)
+        self._models.assign(tasks)
+        self._goals, self._before = goals, None
+        for index, model in enumerate(self._models.each):
+            for name, read in self._robot.constants().items():
+                self._constants[name][index] = read(model)
+        self.crew.set_tasks(tasks)
 
     def reset(self, index: int, generator: np.random.Generator, options: Mapping[str, Any] | None = None) -> None:
         """Draw an initial state, as Gymnasium's ``reset_model`` does; there are no options to it."""
-        model, track = self._models[index], self._tracks[0]
-        mujoco.mj_resetData(model, track.data)
-        track.data.qpos[:], track.data.qvel[:] = self._robot.draw_state(generator, *self._initial)
-        mujoco.mj_forward(model, track.data)
-        track.gather(index)
-        mujoco.mj_getState(model, track.data, self._states[index], STATE)
+        model, data = self._models.each[index], self._own.data
+        mujoco.mj_resetData(model, data)
+        data.qpos[:], data.qvel[:] = self._robot.draw_state(generator, *self._initial)
+        mujoco.mj_forward(model, data)
+        self._own.gather(index)
+        mujoco.mj_getState(model, data, self._board.states[index], STATE)
+        if not self._is_under_way:
+            self._before = None
 
-    def step(self, action: NDArray[Any], indices: NDArray[np.int64]) -> Outcome:
-        """Step with Gymnasium's reward and termination, or those of the goals."""
-        robot, tracks, diverged = self._robot, self._tracks, self._diverged
-        before = robot.locate(self._fields)
+    def send(self, action: NDArray[Any], indices: NDArray[np.int64]) -> None:
+        """See `Simulation`."""
+        if self._before is None:
+            self._before = self._robot.locate(self._fields)
+        self._board.write(action, indices)
+        self._is_under_way = True
+        self.crew.begin()
 
-        def work(piece: NDArray[np.int64], thread: int) -> None:
-            reads_forces = robot.reads_contact_forces
-            tracks[thread].step(action, piece, diverged, robot.frame_skip, post_constraint=reads_forces)
+    def settle(self) -> None:
+        """See `Simulation`."""
+        if self._is_under_way:
+            self.crew.finish()
+            self._is_under_way = False
 
-        self._crew.share(work, indices)
+    def wait(self) -> Outcome:
+        """Reward and termination are Gymnasium's, or those of the goals."""
+        robot, lost = self._robot, self.crew.finish()
+        self._is_under_way = False
+        assert self._before is not None, "send comes first"
         position = robot.locate(self._fields)
-        velocity, goals = (position - before) / self.timestep_s, self._goals.at(position)
+        velocity, goals = (position - self._before) / self.timestep_s, self._goals.at(position)
+        self._before = position
         self._transition = Transition(
-            fields=self._fields, position=position, velocity=velocity, action=action, goals=goals
+            fields=self._fields, position=position, velocity=velocity, action=self._board.action, goals=goals
         )
         self._judgement = judgement = robot.judge(self._transition)
-        diverged = diverged.copy()
-        if not np.isfinite(judgement.reward).all():
+        diverged = self._board.diverged.copy()
+        if not are_finite(judgement.reward):
             diverged |= ~np.isfinite(judgement.reward)
         return Outcome(
             reward=judgement.reward,
             terminated=judgement.terminated,
             truncated=np.zeros(self.num_envs, dtype=np.bool_),
             diverged=diverged,
+            lost=lost,
         )
 
     def step_columns(self) -> Columns:
@@ -258,20 +243,21 @@ class RobotSimulation:
 
     def get_state(self) -> dict[str, Floats]:
         """Integration state (warm start included), and the fields: MuJoCo's derived arrays lag by one physics step."""
-        fields = {f"field.{name}": field.copy() for name, field in self._copied.items()}
-        return {"physics": self._states.copy()} | fields
+        fields = {f"{FIELD}{name}": field.copy() for name, field in self._board.fields.items()}
+        return {"physics": self._board.states.copy()} | fields
 
     def set_state(self, state: Mapping[str, Floats]) -> None:
         """Return to an earlier ``get_state``; fits any simulation of the same robot and size."""
-        fields = {f"field.{name}": field.shape for name, field in self._copied.items()}
-        check_state(state, {"physics": self._states.shape} | fields)
-        self._states[...] = state["physics"]
-        for name, field in self._copied.items():
-            field[...] = state[f"field.{name}"]
+        fields = {f"{FIELD}{name}": field.shape for name, field in self._board.fields.items()}
+        check_state(state, {"physics": self._board.states.shape} | fields)
+        self._before = None
+        self._board.states[...] = state["physics"]
+        for name, field in self._board.fields.items():
+            field[...] = state[f"{FIELD}{name}"]
 
     def close(self) -> None:
-        """End the stepping threads."""
-        self._crew.close()
+        """End the rest of the crew."""
+        self.crew.close()
 
 
 def check_state(state: Mapping[str, NDArray[np.generic]], expected: Mapping[str, tuple[int, ...]]) -> None:

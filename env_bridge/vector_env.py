@@ -19,13 +19,15 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from env_bridge import linear_quadratic
+from env_bridge.crew import Crew, ThreadCrew
 from env_bridge.generators import GENERATOR_WORDS, pack_generator, unpack_generator
 from env_bridge.gym_physics import GymSimulation
 from env_bridge.infos import Columns, Told
 from env_bridge.physics import Outcome, RobotSimulation, Simulation
 from env_bridge.robots import PICTURE_OPTIONS, robot_for
-from env_bridge.robots.anatomy import Floats
+from env_bridge.robots.anatomy import Floats, Robot
 from env_bridge.sensors import Sensors
+from env_bridge.stepping import are_finite
 from swarm.environment import EnvironmentSpec, TaskParameters
 from swarm.errors import ActionError, ConfigError
 
@@ -41,6 +43,7 @@ class Step:
         diverged: the simulation broke down; the rest of that row means nothing, and is zero or false.
         info: by key (E, …); only where infos were asked for.
         told: infos of environments that step through their own class, as (index, info); only where asked for.
+        lost: whose worker was lost: they are at the beginning of a new episode; ``None``: none.
     """
 
     observation: NDArray[Any]
@@ -50,6 +53,7 @@ class Step:
     diverged: NDArray[np.bool_]
     info: Columns = field(default_factory=dict)
     told: Told = ()
+    lost: NDArray[np.bool_] | None = None
 
     @property
     def ended(self) -> NDArray[np.bool_]:
@@ -97,17 +101,18 @@ def check_environment(env_id: str, tasks: tuple[TaskParameters, ...]) -> None:
         env.close()
 
 
-def make_simulation(env_id: str, num_envs: int, workers: int, options: Mapping[str, Any] | None = None) -> Simulation:
+def make_simulation(
+    env_id: str, num_envs: int, workers: int, options: Mapping[str, Any] | None = None, crew: Crew | None = None
+) -> Simulation:
     """Build the fastest exact simulation of ``env_id`` with its class's constructor options.
 
     Raises:
         ConfigError: an option that the class does not have, or Gymnasium cannot make it.
     """
-    find_spec(env_id)
-    given = {name: _as_tuple(value) for name, value in (options or {}).items()}
-    robot = robot_for(env_id, {name: value for name, value in given.items() if name not in PICTURE_OPTIONS})
+    robot = find_robot(env_id, options or {})
     if robot is not None:
-        return RobotSimulation(robot, num_envs, workers)
+        return RobotSimulation(robot, num_envs, crew or ThreadCrew(workers))
+    given = {name: _as_tuple(value) for name, value in (options or {}).items()}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -118,13 +123,21 @@ def make_simulation(env_id: str, num_envs: int, workers: int, options: Mapping[s
         raise ConfigError(f"Gymnasium cannot make {env_id}: {error}") from error
 
 
+def find_robot(env_id: str, options: Mapping[str, Any]) -> Robot | None:
+    """The robot of ``env_id`` with its class's constructor options, if it is one. Raises ``ConfigError``."""
+    name = import_id(env_id)
+    find_spec(name)
+    given = {name: _as_tuple(value) for name, value in options.items() if name not in PICTURE_OPTIONS}
+    return robot_for(name, given)
+
+
 def _as_tuple(value: object) -> object:
     """Ranges come as lists from letters and TOML."""
     return tuple(value) if isinstance(value, list) else value
 
 
 class VectorEnv:
-    """N environments in this process, stepped by ``workers`` threads: the same bits for any number of them.
+    """N environments in this process, stepped by ``workers`` threads or a ``crew``: the same bits for any of them.
 
     Each environment has its own generator, equal to Gymnasium's ``np_random`` for the same seed.
     """
@@ -138,6 +151,7 @@ class VectorEnv:
         max_episode_steps: int | None = None,
         options: Mapping[str, Any] | None = None,
         infos: bool = False,
+        crew: Crew | None = None,
     ) -> None:
         if num_envs < 1 or workers < 1:
             raise ConfigError(f"got {num_envs} environments and {workers} workers; expected at least one of each")
@@ -145,7 +159,9 @@ class VectorEnv:
         self._infos = infos
         self.env_id = env_id
         self.num_envs = num_envs
-        self.simulation = make_simulation(env_id, num_envs, workers, options)
+        self.simulation = make_simulation(env_id, num_envs, workers, options, crew)
+        self._active: NDArray[np.bool_] | None = None
+        self._restarted: list[int] = []
         self.generators = [np.random.Generator(np.random.PCG64(index)) for index in range(num_envs)]
         self.elapsed = np.zeros(num_envs, dtype=np.int64)
         self.tasks: tuple[TaskParameters, ...] = (TaskParameters(),) * num_envs
@@ -204,10 +220,13 @@ class VectorEnv:
             options: for environments that step through their own class.
         """
         chosen = range(self.num_envs) if indices is None else list(indices)
-        for index in chosen:
+        self._start(chosen, options)
+        return self._sensors.reset(chosen, self.simulation.observe(), self.generators)
+
+    def _start(self, indices: Iterable[int], options: Mapping[str, Any] | None = None) -> None:
+        for index in indices:
             self.simulation.reset(index, self.generators[index], options)
             self.elapsed[index] = 0
-        return self._sensors.reset(chosen, self.simulation.observe(), self.generators)
 
     def observe(self) -> NDArray[Any]:
         """What is seen of all environments as they are, (E, O): what the last step or reset returned."""
@@ -219,7 +238,7 @@ class VectorEnv:
 
     def told(self, rows: NDArray[np.bool_]) -> Told:
         """What the last step or reset of ``rows`` told, of environments that step through their own class."""
-        return self.simulation.told(np.flatnonzero(rows).tolist())
+        return self._told_of(rows)
 
     def check_action(self, action: NDArray[Any]) -> None:
         """Raise ``ActionError`` for a wrong shape, or naming environment and index of a value that is not finite."""
@@ -233,32 +252,60 @@ class VectorEnv:
             ActionError: a value is not finite or the shape is wrong; nothing was stepped.
         """
         self.check_action(action)
-        indices = self._everyone if active is None else np.flatnonzero(active)
-        outcome: Outcome = self.simulation.step(action, indices)
-        if active is None:
-            self.elapsed += 1
-        else:
-            self.elapsed[indices] += 1
+        self.send(action, active)
+        return self.wait()
+
+    def send(self, action: NDArray[Any], active: NDArray[np.bool_] | None = None) -> None:
+        """Begin a `step` with checked actions. Until `wait`, only `restart` may be called."""
+        self._active = active
+        self.simulation.send(action, self._everyone if active is None else np.flatnonzero(active))
+
+    def restart(self, indices: Sequence[int]) -> None:
+        """Start new episodes in ``indices``, which are not active, while others are stepped; `wait` observes them."""
+        self._start(indices)
+        self._restarted = [*indices]
+
+    def wait(self) -> Step:
+        """Finish the step that was begun. Raises ``PeerLost`` where workers are lost again and again."""
+        outcome: Outcome = self.simulation.wait()
+        restarted, self._restarted = self._restarted, []
+        stepped, lost = self._active, None
+        if outcome.lost:
+            lost = np.zeros(self.num_envs, dtype=np.bool_)
+            lost[list(outcome.lost)] = True
+            self._start(outcome.lost)
+            restarted = [*restarted, *outcome.lost]
+            stepped = ~lost if stepped is None else stepped & ~lost
+        self.elapsed += 1 if stepped is None else stepped
         observation = self.simulation.observe()
         truncated, terminated, diverged = outcome.truncated, outcome.terminated, outcome.diverged
         if self.max_episode_steps is not None:
             truncated = truncated | (self.elapsed >= self.max_episode_steps)
-        if observation.dtype.kind == "f" and not np.isfinite(observation).all():
+        if observation.dtype.kind == "f" and not are_finite(observation):
             diverged = diverged | ~np.isfinite(observation).reshape(self.num_envs, -1).all(axis=1)
+        if stepped is not None:
+            diverged = diverged & stepped
         reward = outcome.reward
-        if diverged.any():  # nothing that is not finite leaves
+        if np.count_nonzero(diverged):  # nothing that is not finite leaves
             terminated, truncated = terminated & ~diverged, truncated & ~diverged
             reward = np.where(diverged, 0.0, reward)
             observation[diverged] = 0
+        seen = self._sensors.sense(observation, stepped, self.generators)
+        if restarted:
+            seen = self._sensors.reset(restarted, observation, self.generators)
         return Step(
-            observation=self._sensors.sense(observation, active, self.generators),
+            observation=seen,
             reward=reward,
             terminated=terminated,
             truncated=truncated,
             diverged=diverged,
             info=self.simulation.step_columns() if self._infos else {},
-            told=self.simulation.told(indices.tolist()) if self._infos else (),
+            told=self._told_of(stepped) if self._infos else (),
+            lost=lost,
         )
+
+    def _told_of(self, rows: NDArray[np.bool_] | None) -> Told:
+        return self.simulation.told(self._everyone.tolist() if rows is None else np.flatnonzero(rows).tolist())
 
     def get_state(self) -> dict[str, NDArray[np.generic]]:
         """Everything that the future depends on: simulation, generators, elapsed steps. Leading axis E."""
@@ -311,7 +358,7 @@ def check_action(action: NDArray[Any], wanted: tuple[int, ...]) -> None:
     """Raise ``ActionError`` unless actions have the ``wanted`` shape (E, …) and are finite."""
     if action.shape != wanted:
         raise ActionError(f"actions have shape {action.shape}, expected {wanted}; nothing was stepped")
-    if action.dtype.kind == "f" and not np.isfinite(action).all():
+    if action.dtype.kind == "f" and not are_finite(action):
         environment, *place = (int(number) for number in np.argwhere(~np.isfinite(action))[0])
         value = action[(environment, *place)]
         name = " ".join(str(number) for number in place)

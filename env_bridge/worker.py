@@ -16,17 +16,21 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
+import mujoco
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from env_bridge.autoreset import Batch, Mask
+from env_bridge.crew import MODEL
+from env_bridge.dynamics import Models
 from env_bridge.infos import Told, encode_told
 from env_bridge.lanes import LaneOptions, LocalLanes
 from env_bridge.models import route_warnings_to_log
 from env_bridge.service import Service, error_kind
 from env_bridge.shared_arrays import ArraySpec, SharedArrays
+from env_bridge.stepping import Board, Stepper
 from env_bridge.tasks import task_from_json
+from env_bridge.vector_env import find_robot
 from env_bridge.wire import Letter, encode, read, read_maps, read_optional_map
 from env_bridge.worker_wire import (
     DONE,
@@ -46,7 +50,7 @@ TOLD: Final = "told"
 
 
 class Rows:
-    """The environments of one worker, and its rows of the shared arrays."""
+    """Environments of their own class in one worker, and their rows of the shared arrays."""
 
     def __init__(self, memory: int, body: Mapping[str, Json]) -> None:
         first, count = read(body, "first", int), read(body, "count", int)
@@ -60,9 +64,6 @@ class Rows:
             max_episode_steps=body["max_episode_steps"],  # type: ignore[arg-type]  # written by `worker_lanes`
         )
         self._lanes = LocalLanes(given, given.make())
-        self._columns = [(name, name.partition("/")[2]) for name in self._arrays if name.startswith("info/")]
-        self._finals = [(name, name.partition("/")[2]) for name in self._arrays if name.startswith("final/")]
-        self._filled = True
 
     def step(self) -> Told:
         """Step with the shared actions and write what it gave."""
@@ -74,21 +75,10 @@ class Rows:
         np.copyto(arrays["terminated"], batch.terminated)
         np.copyto(arrays["truncated"], batch.truncated)
         np.copyto(arrays["diverged"], batch.diverged)
-        self._write_columns(batch.columns)
         if batch.final_observation is not None:
-            self._write_finals(batch, batch.terminated | batch.truncated)
+            ended = batch.terminated | batch.truncated
+            arrays["final_observation"][ended] = batch.final_observation[ended]
         return batch.told
-
-    def _write_columns(self, columns: Mapping[str, NDArray[Any]]) -> None:
-        for name, key in self._columns:
-            column = columns.get(key)
-            self._arrays[name][...] = 0 if column is None else column
-
-    def _write_finals(self, batch: Batch, ended: Mask) -> None:
-        assert batch.final_observation is not None
-        self._arrays["final_observation"][ended] = batch.final_observation[ended]
-        for name, key in self._finals:
-            self._arrays[name][...] = batch.final_columns[key]
 
     def perform(self, letter: Letter) -> Letter:
         """Do what a letter asks. Raises ``ConfigError`` where it does not fit."""
@@ -103,7 +93,6 @@ class Rows:
                 if read(letter.body, "pending", bool):
                     self._lanes.expect_reset()
                 np.copyto(self._arrays["observation"], started.observation)
-                self._write_columns(started.columns)
                 body = {TOLD: encode_told(started.told)}
             case "get_state":
                 arrays = self._lanes.get_state()
@@ -116,15 +105,53 @@ class Rows:
         return Letter(kind="ok", request_id=letter.request_id, body=body, arrays=arrays)
 
 
+class Hand:
+    """This process's part in a `crew.ProcessCrew`."""
+
+    def __init__(self, memory: int, body: Mapping[str, Json]) -> None:
+        shared = SharedArrays(memory, [ArraySpec.from_json(spec) for spec in read(body, "specs", list)], create=False)
+        robot = find_robot(read(body, "env_id", str), read(body, "options", dict))
+        assert robot is not None, "a crew is of robots"
+        model = mujoco.MjModel.from_binary_path("model.mjb", {"model.mjb": shared.arrays[MODEL].tobytes()})
+        self._models = Models(model, read(body, "num_envs", int))
+        self.set_tasks(body)
+        data, addresses = mujoco.MjData(model), self._models.addresses
+        unshared = {name: np.zeros_like(array) for name, array in shared.arrays.items()}
+        Stepper(robot, addresses, data, Board(unshared)).step()  # nothing: it loads what is compiled
+        self._stepper = Stepper(robot, addresses, data, Board(shared.arrays))
+
+    def set_tasks(self, body: Mapping[str, Json]) -> None:
+        """Take the tasks of all simulations, or none where nothing was said yet."""
+        tasks = [task_from_json(task) for task in read_maps(body, "tasks")]
+        if tasks:
+            self._models.assign(tasks)
+
+    def step(self) -> bytes:
+        """Step what nobody took; return what to say then."""
+        self._stepper.step()
+        return DONE
+
+    def serve(self, descriptor: int) -> bytes:
+        """`step` as often as asked to; return the first byte that asks for something else, if one could be read."""
+        return self._stepper.serve(descriptor, STEP, DONE)
+
+
 def serve(connection: socket.socket, memory: int) -> NoReturn:
     """Answer until the other end closes, which raises ``PeerLost``."""
     service: Service | None = None
     rows: Rows | None = None
+    hand: Hand | None = None
 
     def perform(letter: Letter) -> Letter:
-        nonlocal service, rows
+        nonlocal service, rows, hand
         if letter.kind == "make":
             rows = Rows(memory, letter.body)
+            return Letter(kind="ok", request_id=letter.request_id)
+        if letter.kind == "join":
+            hand = Hand(memory, letter.body)
+            return Letter(kind="ok", request_id=letter.request_id)
+        if letter.kind == "set_tasks" and hand is not None:
+            hand.set_tasks(letter.body)
             return Letter(kind="ok", request_id=letter.request_id)
         if letter.kind == "rollout":
             service = service or Service(workers=1)
@@ -135,8 +162,11 @@ def serve(connection: socket.socket, memory: int) -> NoReturn:
 
     send_byte(connection, READY)
     while True:
-        byte = receive_byte(connection)
-        if byte == STEP and rows is not None:
+        byte = b"" if hand is None else hand.serve(connection.fileno())
+        byte = byte or receive_byte(connection)
+        if byte == STEP and hand is not None:
+            send_byte(connection, hand.step())
+        elif byte == STEP and rows is not None:
             answer = _answered(0, rows.step)
             if answer is None:
                 send_byte(connection, DONE)

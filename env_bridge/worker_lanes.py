@@ -1,4 +1,6 @@
-"""Environments stepped by worker processes, one contiguous piece each; their arrays lie in shared memory.
+"""Environments of their own class in worker processes, one contiguous piece each; their arrays lie in shared memory.
+
+What `env_bridge.robots` knows is stepped by a `crew` instead.
 
 Letters: E environments.
 
@@ -11,21 +13,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-import structlog
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from env_bridge.autoreset import Batch, Mask, masked
-from env_bridge.infos import Columns, Told, decode_told
+from env_bridge.autoreset import Batch, Mask
+from env_bridge.crew import Replacements
+from env_bridge.infos import Told, decode_told
 from env_bridge.lanes import LaneOptions, Started, States, shared_specs
 from env_bridge.shared_arrays import SharedArrays, open_memory
 from env_bridge.snapshots import join_snapshots
@@ -36,11 +36,6 @@ from env_bridge.worker_process import PATIENCE_S, WorkerProcess, lost_text
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError, PeerLost, SwarmError
 from swarm.messages import Json
-
-log = structlog.get_logger(__name__)
-
-MAX_REPLACED: Final = 5
-REPLACED_WITHIN_S: Final = 30.0
 
 
 class Phase(Enum):
@@ -65,11 +60,7 @@ class Piece:
 
 
 class WorkerLanes:
-    """See `env_bridge.lanes.Lanes`.
-
-    Attributes:
-        num_replaced: workers that died or hung and were replaced.
-    """
+    """See `env_bridge.lanes.Lanes`."""
 
     def __init__(
         self, given: LaneOptions, specimen: VectorEnv, workers: int, *, patience_s: float = PATIENCE_S
@@ -79,14 +70,10 @@ class WorkerLanes:
         self._specs = shared_specs(specimen, given)
         self._memory = open_memory()
         self._shared = SharedArrays(self._memory, self._specs, create=True)
-        names = [spec.name for spec in self._specs]
-        self._info = [(name.removeprefix("info/"), name) for name in names if name.startswith("info/")]
-        self._final = [(name.removeprefix("final/"), name) for name in names if name.startswith("final/")]
         self._tasks: tuple[TaskParameters, ...] = ()
         self._stranded = np.zeros(given.num_envs, dtype=np.bool_)
         self._closed = False
-        self.num_replaced = 0
-        self._replaced_at: deque[float] = deque(maxlen=MAX_REPLACED)
+        self._replacements = Replacements()
         bounds = np.linspace(0, given.num_envs, min(workers, given.num_envs) + 1).astype(int).tolist()
         self._pieces: list[Piece] = []
         try:
@@ -99,6 +86,11 @@ class WorkerLanes:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def num_replaced(self) -> int:
+        """See `Lanes`."""
+        return self._replacements.count
 
     def _start(self, cpu: int | None) -> WorkerProcess:
         return WorkerProcess(self._memory, patience_s=self._patience_s, cpu=cpu)
@@ -129,6 +121,12 @@ class WorkerLanes:
                 piece.worker.send_step()
                 piece.phase = Phase.ASKED
 
+    def settle(self) -> None:
+        """Nothing: an answer that nobody waited for is read and forgotten before the next question."""
+
+    def delegate(self) -> None:
+        """Nothing: the workers step all environments."""
+
     def wait(self) -> Batch:
         """See `Lanes`. Raises ``PeerLost`` where workers are lost again and again."""
         failures: list[SwarmError] = []
@@ -153,6 +151,10 @@ class WorkerLanes:
             raise failures[0]
         return self._batch(tuple(item for piece in self._pieces for item in piece.told), lost)
 
+    def pids(self) -> Sequence[int]:
+        """See `Lanes`."""
+        return [piece.worker.process.pid for piece in self._pieces]
+
     def descriptors(self) -> Sequence[int]:
         """See `Lanes`."""
         return [piece.worker.descriptor for piece in self._pieces if piece.phase is Phase.ASKED]
@@ -167,32 +169,21 @@ class WorkerLanes:
             out["terminated"][piece.rows] = out["diverged"][piece.rows] = False
             if "final_observation" in out:  # there is none: what is there is of an earlier step
                 out["final_observation"][piece.rows] = out["observation"][piece.rows]
-        final: Columns = {}
-        if self._final:
-            ended = out["terminated"] | out["truncated"]  # of the other rows, the arrays hold what was before
-            final = masked({key: out[name] for key, name in self._final}, ended) if ended.any() else {}
         return Batch(
             observation=out["observation"],
             reward=out["reward"],
             terminated=out["terminated"],
             truncated=out["truncated"],
             diverged=out["diverged"],
-            columns={key: out[name] for key, name in self._info},
+            columns={},
             final_observation=out.get("final_observation"),
-            final_columns=final,
             told=told,
             lost=rows,
         )
 
     def _replace(self, piece: Piece, error: PeerLost) -> None:
         """Start another worker for the rows of ``piece``; new episodes, which the next step resets once more."""
-        now = time.monotonic()
-        how = lost_text(error, piece.worker.kill())
-        if len(self._replaced_at) == MAX_REPLACED and now - self._replaced_at[0] < REPLACED_WITHIN_S:
-            raise PeerLost(f"{how}, the {MAX_REPLACED + 1}th within {REPLACED_WITHIN_S:g} s: giving up") from error
-        self._replaced_at.append(now)
-        self.num_replaced += 1
-        log.warning("replacing a stepping worker", reason=how, first=piece.rows.start, end=piece.rows.stop)
+        self._replacements.note(lost_text(error, piece.worker.kill()), error)
         piece.worker = self._start(piece.cpu)
         self._send_make(piece)
         piece.worker.wait()
@@ -200,7 +191,7 @@ class WorkerLanes:
             _send_tasks(self._tasks, piece)
             piece.worker.wait()
         count = piece.rows.stop - piece.rows.start
-        seeds = np.random.SeedSequence([self.num_replaced, piece.rows.start]).generate_state(count).tolist()
+        seeds = np.random.SeedSequence([self._replacements.count, piece.rows.start]).generate_state(count).tolist()
         pending = self._given.mode is AutoresetMode.NEXT_STEP
         body: dict[str, Json] = {"seeds": seeds, "pending": pending, "options": None}
         piece.worker.send("reset", body, {"mask": np.ones(count, dtype=np.bool_)})
@@ -220,9 +211,7 @@ class WorkerLanes:
         for piece, letter in zip(self._pieces, self._ask_all(ask, overwrites=True), strict=True):
             told += _told(letter, piece)
         self._stranded &= ~mask
-        out = self._shared.copy()
-        columns = {key: out[name] for key, name in self._info}
-        return Started(observation=out["observation"], columns=columns, told=tuple(told))
+        return Started(observation=self._shared.copy()["observation"], columns={}, told=tuple(told))
 
     def _ask_all(self, ask: Callable[[Piece], None], *, overwrites: bool) -> list[Letter]:
         """Have ``ask`` send something to every worker and return the answers; a lost worker is replaced.

@@ -66,6 +66,11 @@ class WorkerProcess:
                 env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
             )
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker is known to have started."""
+        return self._is_ready
+
     def wait_ready(self) -> None:
         """Wait until the worker has started, for as long as that may take."""
         if not self._is_ready:
@@ -81,16 +86,20 @@ class WorkerProcess:
         send_byte(self._connection, STEP)
         self._owes_answer = True
 
-    def wait_step(self) -> Letter | None:
-        """Wait for the end of the step; a letter where the worker has more to say than that it is done."""
-        answer = self._receive()
+    def wait_step(self, byte: bytes | None = None) -> Letter | None:
+        """Wait for the end of the step; a letter where the worker has more to say than that it is done.
+
+        Args:
+            byte: the first of its answer, where that was read already.
+        """
+        answer = self._receive(byte)
         return None if answer is None else raise_error(answer)
 
-    def _receive(self) -> Letter | None:
+    def _receive(self, byte: bytes | None = None) -> Letter | None:
         """Read one answer; nothing where it is only that a step is done."""
         if self._is_cut:
             raise PeerLost("a letter to or from it was cut in two")
-        byte = receive_byte(self._connection)
+        byte = byte or receive_byte(self._connection)
         answer = None
         if byte == LETTER:
             self._is_cut = True

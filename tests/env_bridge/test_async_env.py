@@ -86,13 +86,14 @@ async def test_cancelled_reset_is_over_before_the_next_call_begins() -> None:
 async def test_killed_worker_is_replaced_under_a_coroutine_too() -> None:
     async with await AsyncBridgeVectorEnv.open("HalfCheetah-v4", 2) as env:
         await env.reset(seed=0)
-        (descriptor,) = (piece.worker.process.pid for piece in env.vector._lanes._pieces)  # type: ignore[attr-defined]
-        os.kill(descriptor, signal.SIGKILL)
-        _, _, _, truncated, infos = await env.step(np.zeros((2, 6), np.float32))
-        assert truncated.all()
-        assert infos["lost"].all()
-        _, _, _, truncated, _ = await env.step(np.zeros((2, 6), np.float32))
-        assert not truncated.any()
+        (pid,) = env.vector.worker_pids
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(2):
+            *_, truncated, infos = await env.step(np.zeros((2, 6), np.float32))
+            assert not truncated.any()
+            assert "lost" not in infos
+        assert env.vector.num_replaced == 1
+        assert env.vector.worker_pids != (pid,)
 
 
 async def test_a_coroutine_needs_a_worker() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import Any
 
 import gymnasium
@@ -14,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from env_bridge import BridgeVectorEnv
 from env_bridge.gym_vector import branch
 from swarm.environment import TaskParameters
-from swarm.errors import ActionError, ConfigError, PeerLost
+from swarm.errors import ActionError, ConfigError
 
 SEED = 20
 
@@ -155,49 +153,6 @@ def test_action_out_of_range_is_refused_where_that_was_asked_for() -> None:
     env.close()
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
-def test_worker_that_dies_or_hangs_is_replaced_and_its_rows_are_marked(sign: signal.Signals) -> None:
-    env = BridgeVectorEnv("HalfCheetah-v4", 4, workers=2, patience_s=1.5)
-    env.reset(seed=0)
-    action = np.zeros((4, 6), np.float32)
-    env.step(action)
-    os.kill(env._lanes._pieces[1].worker.process.pid, sign)  # type: ignore[attr-defined]
-    _, reward, terminated, truncated, infos = env.step(action)
-    np.testing.assert_array_equal(infos["lost"], [False, False, True, True])
-    np.testing.assert_array_equal(truncated, [False, False, True, True])
-    assert not terminated.any()
-    assert (reward[:2] != 0).all()
-    assert (reward[2:] == 0).all()
-    observation, reward, _, truncated, infos = env.step(action)
-    assert "lost" not in infos
-    assert (reward[2:] == 0).all(), "the rows of the new worker are reset"
-    assert not truncated.any()
-    assert np.isfinite(observation).all()
-    assert env.num_replaced == 1
-    env.close()
-
-
-def test_worker_lost_between_steps_is_replaced_by_a_reset_and_told_by_everything_else() -> None:
-    env = BridgeVectorEnv("HalfCheetah-v4", 4, workers=2)
-    observation, _ = env.reset(seed=0)
-    os.kill(env._lanes._pieces[0].worker.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    with pytest.raises(PeerLost, match="environments 0, 1 lost their worker"):
-        env.get_state()
-    again, _ = env.reset(seed=0)
-    np.testing.assert_array_equal(again, observation)
-    os.kill(env._lanes._pieces[1].worker.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    again, _ = env.reset(seed=0)
-    np.testing.assert_array_equal(again, observation)
-    assert env.num_replaced == 2
-    os.kill(env._lanes._pieces[1].worker.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    env.reset(options={"reset_mask": np.array([True, False, True, False])})
-    with pytest.raises(PeerLost, match="environments 3 lost their worker"):
-        env.step(np.zeros((4, 6), np.float32))
-    env.reset(options={"reset_mask": np.array([False, False, False, True])})
-    env.step(np.zeros((4, 6), np.float32))
-    env.close()
-
-
 class Fragile(gymnasium.Env[np.ndarray, int]):
     """Breaks when it is told to, with action 1."""
 
@@ -231,41 +186,6 @@ def test_exception_in_an_environments_class_asks_for_a_reset_and_no_more() -> No
         env.close()
     finally:
         del gymnasium.registry["Fragile-v0"]
-
-
-def test_interrupted_wait_is_finished_by_the_next_call_and_costs_no_worker() -> None:
-    env = BridgeVectorEnv("HalfCheetah-v4", 4, workers=2)
-    plain = BridgeVectorEnv("HalfCheetah-v4", 4)
-    actions = np.random.default_rng(0).uniform(-1, 1, (3, 4, 6)).astype(np.float32)
-    for each in (env, plain):
-        each.reset(seed=0)
-        each.step(actions[0])
-    env.step_async(actions[1])
-    second = env._lanes._pieces[1].worker  # type: ignore[attr-defined]
-    read, second.wait_step = second.wait_step, _interrupt
-    with pytest.raises(KeyboardInterrupt):
-        env.step_wait()
-    second.wait_step = read
-    plain.step(actions[1])
-    np.testing.assert_array_equal(env.step(actions[2])[0], plain.step(actions[2])[0])
-    assert env.num_replaced == 0
-    env.close()
-    plain.close()
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def test_answer_that_nobody_waited_for_is_not_taken_for_another() -> None:
-    env = BridgeVectorEnv("HalfCheetah-v4", 4, workers=2)
-    env.reset(seed=0)
-    before = env.get_state()
-    worker = env._lanes._pieces[0].worker  # type: ignore[attr-defined]
-    worker.send("set_tasks", {"tasks": [{}, {}]})  # and then something came between
-    for name, array in env.get_state().items():
-        np.testing.assert_array_equal(array, before[name])
-    env.close()
 
 
 def test_finishing_a_step_that_was_not_begun_is_refused() -> None:
@@ -396,10 +316,3 @@ def test_stepping_before_a_reset_is_gymnasiums_error() -> None:
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.zeros((1, 6), np.float32))
     env.close()
-
-
-def test_no_worker_survives_its_environment() -> None:
-    env = BridgeVectorEnv("HalfCheetah-v4", 2, workers=2)
-    workers = [piece.worker.process for piece in env._lanes._pieces]  # type: ignore[attr-defined]
-    env.close()
-    assert all(worker.returncode == 0 for worker in workers)

@@ -34,7 +34,7 @@ from env_bridge import BridgeVectorEnv
 env = BridgeVectorEnv("busy:Busy-v0", 2, workers=1)
 env.reset(seed=0)
 env.step_async([1, 1])
-print(env._lanes._pieces[0].worker.process.pid, flush=True)
+print(env.worker_pids[0], flush=True)
 env.step_wait()
 """
 

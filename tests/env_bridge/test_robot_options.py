@@ -171,7 +171,7 @@ def test_centre_of_mass_has_gymnasiums_bits_with_masses_of_every_environments_ow
     simulation: Any = env.simulation
     centre: Any = mass_center
     before, after = [], []
-    for model, state, row in zip(simulation._models, simulation.get_state()["physics"], action, strict=True):
+    for model, state, row in zip(simulation._models.each, simulation.get_state()["physics"], action, strict=True):
         derived, stepped = mujoco.MjData(model), mujoco.MjData(model)
         for data in (derived, stepped):
             mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -184,5 +184,5 @@ def test_centre_of_mass_has_gymnasiums_bits_with_masses_of_every_environments_ow
     velocity = (np.array(after) - np.array(before)) / simulation.timestep_s
     assert step.info["x_velocity"].tobytes() == velocity[:, 0].tobytes()
     assert step.info["y_velocity"].tobytes() == velocity[:, 1].tobytes()
-    assert len({model.body_mass[1] for model in simulation._models}) == num_envs
+    assert len({model.body_mass[1] for model in simulation._models.each}) == num_envs
     env.close()

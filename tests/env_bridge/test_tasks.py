@@ -221,7 +221,7 @@ def fall(task: TaskParameters) -> float:
     env.set_tasks((task,))
     env.reset()
     simulation = env.simulation
-    model = simulation._models[0]  # type: ignore[attr-defined]
+    model = simulation._models.each[0]  # type: ignore[attr-defined]
     data = mujoco.MjData(model)
     data.qpos[2] = 50.0
     data.qpos[7:] = model.jnt_range[1:].mean(axis=1)  # inside all joint limits
@@ -238,7 +238,7 @@ def test_gravity_scales_free_fall_and_mass_does_not() -> None:
 def test_mass_scales_bodies_and_their_derived_constants() -> None:
     env = VectorEnv("HalfCheetah-v4", 2)
     env.set_tasks((NOMINAL, TaskParameters(mass=2.0)))
-    nominal, heavy = env.simulation._models  # type: ignore[attr-defined]
+    nominal, heavy = env.simulation._models.each  # type: ignore[attr-defined]
     np.testing.assert_allclose(heavy.body_subtreemass, 2 * nominal.body_subtreemass)
     np.testing.assert_allclose(heavy.body_inertia, 2 * nominal.body_inertia)
     assert (heavy.dof_invweight0 < nominal.dof_invweight0).all()
@@ -246,16 +246,16 @@ def test_mass_scales_bodies_and_their_derived_constants() -> None:
 
 def test_other_factors_change_what_they_name_and_nominal_comes_back_to_the_bit() -> None:
     env = VectorEnv("HalfCheetah-v4", 2)
-    pristine = env.simulation._models[0]  # type: ignore[attr-defined]
+    pristine = env.simulation._models.each[0]  # type: ignore[attr-defined]
     env.set_tasks((NOMINAL, TaskParameters(friction=0.5, damping=3.0, actuator_gain=0.5, crippled=1)))
-    shifted = env.simulation._models[1]  # type: ignore[attr-defined]
+    shifted = env.simulation._models.each[1]  # type: ignore[attr-defined]
     np.testing.assert_allclose(shifted.geom_friction[:, 0], 0.5 * pristine.geom_friction[:, 0])
     np.testing.assert_allclose(shifted.dof_damping, 3.0 * pristine.dof_damping)
     gains = 0.5 * pristine.actuator_gainprm[:, 0]
     gains[1] = 0.0
     np.testing.assert_allclose(shifted.actuator_gainprm[:, 0], gains)
     env.set_tasks((NOMINAL, NOMINAL))
-    assert env.simulation._models[1] is pristine  # type: ignore[attr-defined]
+    assert env.simulation._models.each[1] is pristine  # type: ignore[attr-defined]
 
 
 def test_crippled_actuator_has_no_effect_and_the_others_have() -> None:
