@@ -6,9 +6,10 @@ Letters: E environments, O observation.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 
 ResultT = TypeVar("ResultT")
+LOOK_S: Final = 0.001
+"""Where a processor is free, the loop turns so long without falling asleep, since being woken takes long, too."""
 
 
 class AsyncBridgeVectorEnv:
@@ -29,6 +32,7 @@ class AsyncBridgeVectorEnv:
     def __init__(self, env: BridgeVectorEnv) -> None:
         self.vector = env
         self._lock = asyncio.Lock()
+        self._look_s = LOOK_S if len(os.sched_getaffinity(0)) > len(env.worker_pids) else 0.0
 
     @classmethod
     async def open(
@@ -85,7 +89,7 @@ class AsyncBridgeVectorEnv:
     async def _answers(self) -> None:
         """Wait until all workers have answered, so that reading their answers waits for nothing."""
         for descriptor in self.vector.waits_for():
-            await _readable(descriptor, self.vector.patience_s)
+            await _readable(descriptor, self.vector.patience_s, self._look_s)
 
     async def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """Give each environment its task. Raises ``ConfigError`` where one does not fit."""
@@ -124,13 +128,20 @@ def _close_opened(opening: asyncio.Future[BridgeVectorEnv]) -> None:
         opening.result().close()
 
 
-async def _readable(descriptor: int, patience_s: float) -> None:
-    """Wait until there is something to read; after ``patience_s`` the one who reads finds that there is nothing."""
+async def _readable(descriptor: int, patience_s: float, look_s: float) -> None:
+    """Wait until there is something to read; after ``patience_s`` the one who reads finds that there is nothing.
+
+    Args:
+        look_s: how long to go on turning the loop, which other coroutines share, instead of falling asleep.
+    """
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(descriptor, _release, ready)
     timer = loop.call_later(patience_s, _release, ready)
+    look_until = loop.time() + look_s
     try:
+        while not ready.done() and loop.time() < look_until:  # noqa: ASYNC110 - not to sleep is the point
+            await asyncio.sleep(0)
         await ready
     finally:
         timer.cancel()

@@ -9,8 +9,7 @@ did not tell it. `assemble` makes of them the infos that Gymnasium's ``SyncVecto
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -22,8 +21,7 @@ from env_bridge.vector_env import VectorEnv
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Batch:
+class Batch(NamedTuple):
     """What one step of all environments gave.
 
     Attributes:
@@ -33,9 +31,9 @@ class Batch:
         truncated: (E,); true as well where the simulation diverged.
         diverged: (E,): the simulation broke down; nothing else of that row means anything.
         columns: infos of steps and resets, by key.
-        final_observation: (E, …) the last ones of the episodes that ended in this step; ``SAME_STEP`` only.
-        final_columns: infos of these last steps; ``SAME_STEP`` only.
         told: infos of environments that step through their own class, as (index, info), in order.
+        final_observation: (E, …) the last ones of the episodes that ended in this step; ``SAME_STEP`` only.
+        final_columns: infos of these last steps; ``SAME_STEP`` only, where episodes ended.
         lost: (E,) rows whose worker was lost; ``None``: none.
     """
 
@@ -45,9 +43,9 @@ class Batch:
     truncated: Mask
     diverged: Mask
     columns: Columns
-    final_observation: NDArray[Any] | None = None
-    final_columns: Columns = field(default_factory=dict)
     told: Told = ()
+    final_observation: NDArray[Any] | None = None
+    final_columns: Columns | None = None
     lost: Mask | None = None
 
 
@@ -72,9 +70,8 @@ class AutoresetEnv:
 
     def send(self, action: NDArray[Any]) -> None:
         """Begin a step with checked actions (E, …); resets are made while others are stepped."""
-        self._resets = (
-            self.pending if self._mode is AutoresetMode.NEXT_STEP and np.count_nonzero(self.pending) else None
-        )
+        some = self._mode is AutoresetMode.NEXT_STEP and np.count_nonzero(self.pending) > 0
+        self._resets = self.pending if some else None
         if self._resets is None:
             self.env.send(action)
         else:
@@ -86,11 +83,8 @@ class AutoresetEnv:
         step = self.env.wait()
         reward, terminated, truncated = step.reward, step.terminated, step.truncated | step.diverged
         if step.lost is not None:
-            reward, terminated, truncated = (
-                np.where(step.lost, 0.0, reward),
-                terminated & ~step.lost,
-                truncated | step.lost,
-            )
+            reward, terminated = np.where(step.lost, 0.0, reward), terminated & ~step.lost
+            truncated = truncated | step.lost
         columns, told, resets = step.info, step.told, self._resets
         if resets is not None:
             stepped = ~resets
@@ -124,17 +118,12 @@ class AutoresetEnv:
             if index in final:
                 info = {"final_obs": batch.observation[index], "final_info": final[index], **info}
             told.append((index, info))
-        return Batch(
+        return batch._replace(
             observation=observation,
-            reward=batch.reward,
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            diverged=batch.diverged,
             columns=columns,
             final_observation=batch.observation,
             final_columns=masked(batch.columns, ended),
             told=tuple(sorted(told, key=lambda item: item[0])),
-            lost=batch.lost,
         )
 
 

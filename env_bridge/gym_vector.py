@@ -301,7 +301,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         ended = batch.terminated | batch.truncated
         infos = assemble(batch.columns, self._step_keys, self._reset_keys, ended)
         if ended.any():
-            assert batch.final_observation is not None
+            assert batch.final_observation is not None and batch.final_columns is not None  # noqa: PT018
             final = np.full(self.num_envs, fill_value=None, dtype=object)
             for index in np.flatnonzero(ended).tolist():
                 final[index] = batch.final_observation[index]

@@ -6,8 +6,7 @@ Letters: E environments, O observation, A action, S integration state, Q general
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import mujoco
@@ -26,8 +25,7 @@ from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outcome:
+class Outcome(NamedTuple):
     """What one step of all environments gave; rows of environments that were not stepped mean nothing.
 
     Attributes:

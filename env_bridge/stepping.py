@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from enum import IntEnum, auto
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +56,6 @@ def _load_library() -> None:
 
 _load_library()
 _DOUBLES: Final[Any] = types.CPointer(types.float64)  # type: ignore[no-untyped-call]
-_WORDS: Final[Any] = types.CPointer(types.int32)  # type: ignore[no-untyped-call]
 _array: Final[Any] = numba.carray  # type: ignore[attr-defined]
 _READ: Final[Any] = types.ExternalFunction("read", types.intp(types.intc, types.voidptr, types.uintp))
 _WRITE: Final[Any] = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
@@ -90,16 +90,6 @@ def _make_doubles(context: Any, address: Any) -> Any:  # noqa: ANN401
 _doubles: Any = intrinsic(_make_doubles)
 
 
-def _make_words(context: Any, address: Any) -> Any:  # noqa: ANN401
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ANN401
-        return builder.inttoptr(values[0], ir.IntType(32).as_pointer())
-
-    return _WORDS(types.intp), generate
-
-
-_words: Any = intrinsic(_make_words)
-
-
 def _make_take(context: Any, address: Any) -> Any:  # noqa: ANN401
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ANN401
         place = builder.inttoptr(values[0], ir.IntType(64).as_pointer())
@@ -112,53 +102,68 @@ _take: Any = intrinsic(_make_take)
 """Return the integer at an address and add one to it, as one act for all threads and processes."""
 
 
+class Place(IntEnum):
+    """What the kernel finds where in its one array: addresses and sizes (an argument of a call costs time, each)."""
+
+    NUM_ENVS = 0
+    MODELS = auto()
+    DATA = auto()
+    CONTROL = auto()
+    WARNINGS = auto()
+    STATES = auto()
+    STATE_SIZE = auto()
+    DIVERGED = auto()
+    ACTION = auto()
+    ACTION_SIZE = auto()
+    INDICES = auto()
+    COUNTERS = auto()
+    DONE = auto()
+    FRAME_SKIP = auto()
+    POST_CONSTRAINT = auto()
+    NUM_FIELDS = auto()
+    FIELDS = auto()
+    """From here on, for each field: its address in the data, its address on the board, its size."""
+
+
 @numba.njit(cache=True, nogil=True)
-def _gather(sources: Any, targets: Any, sizes: Any, e: int) -> None:  # noqa: ANN401 - arrays; see `Stepper`
-    for f in range(len(sizes)):
-        size = sizes[f]
-        source = _array(_doubles(sources[f]), size)
-        target = _array(_doubles(targets[f] + 8 * size * e), size)
+def _gather(places: Any, e: int) -> None:  # noqa: ANN401 - (≥ Place.FIELDS,) int64; see `Place`
+    for f in range(places[Place.NUM_FIELDS]):
+        at = Place.FIELDS + 3 * f
+        size = places[at + 2]
+        source = _array(_doubles(places[at]), size)
+        target = _array(_doubles(places[at + 1] + 8 * size * e), size)
         for k in range(size):
             target[k] = source[k]
 
 
 @numba.njit(cache=True, nogil=True)
-def _step(
-    models: Any,  # noqa: ANN401
-    data_address: int,
-    control_address: int,
-    warning_address: int,
-    sources: Any,  # noqa: ANN401
-    targets: Any,  # noqa: ANN401
-    sizes: Any,  # noqa: ANN401
-    states: Any,  # noqa: ANN401
-    diverged: Any,  # noqa: ANN401
-    action: Any,  # noqa: ANN401
-    indices: Any,  # noqa: ANN401
-    counters: Any,  # noqa: ANN401
-    done: Any,  # noqa: ANN401
-    frame_skip: int,
-    post_constraint: bool,
-) -> None:
-    control = _array(_doubles(control_address), action.shape[1])
-    warnings = _array(_words(warning_address), (LAST_WARNING - FIRST_WARNING + 1, WARNING_WORDS))
-    data, next_address = _pointer(data_address), counters.ctypes.data
+def _step(places: Any) -> None:  # noqa: ANN401
+    num_envs, num_actions = places[Place.NUM_ENVS], places[Place.ACTION_SIZE]
+    models = _array(_pointer(places[Place.MODELS]), num_envs, np.int64)
+    control = _array(_doubles(places[Place.CONTROL]), num_actions)
+    warnings = _array(_pointer(places[Place.WARNINGS]), (LAST_WARNING - FIRST_WARNING + 1, WARNING_WORDS), np.int32)
+    diverged = _array(_pointer(places[Place.DIVERGED]), num_envs, np.bool_)
+    action = _array(_pointer(places[Place.ACTION]), (num_envs, num_actions), np.float32)
+    indices = _array(_pointer(places[Place.INDICES]), num_envs, np.int64)
+    counters = _array(_pointer(places[Place.COUNTERS]), 2, np.int64)
+    done = _array(_pointer(places[Place.DONE]), num_envs, np.bool_)
+    data = _pointer(places[Place.DATA])
     while True:
-        i = _take(next_address)
+        i = _take(places[Place.COUNTERS])
         if i >= counters[COUNT]:
             return
         e = indices[i]
-        model, state = _pointer(models[e]), _pointer(states.ctypes.data + 8 * states.shape[1] * e)
+        model, state = _pointer(models[e]), _pointer(places[Place.STATES] + 8 * places[Place.STATE_SIZE] * e)
         _SET_STATE(model, data, state, STATE)
-        for j in range(action.shape[1]):
+        for j in range(num_actions):
             control[j] = action[e, j]
         for k in range(warnings.shape[0]):
             warnings[k, 0] = 0
-        for _ in range(frame_skip):
+        for _ in range(places[Place.FRAME_SKIP]):
             _STEP(model, data)
-        if post_constraint:
+        if places[Place.POST_CONSTRAINT]:
             _POST_CONSTRAINT(model, data)
-        _gather(sources, targets, sizes, e)
+        _gather(places, e)
         _GET_STATE(model, data, state, STATE)
         diverged[e] = False
         for k in range(warnings.shape[0]):
@@ -168,48 +173,13 @@ def _step(
 
 
 @numba.njit(cache=True, nogil=True)
-def _serve(
-    descriptor: int,
-    byte: Any,  # noqa: ANN401
-    answer: Any,  # noqa: ANN401
-    models: Any,  # noqa: ANN401
-    data_address: int,
-    control_address: int,
-    warning_address: int,
-    sources: Any,  # noqa: ANN401
-    targets: Any,  # noqa: ANN401
-    sizes: Any,  # noqa: ANN401
-    states: Any,  # noqa: ANN401
-    diverged: Any,  # noqa: ANN401
-    action: Any,  # noqa: ANN401
-    indices: Any,  # noqa: ANN401
-    counters: Any,  # noqa: ANN401
-    done: Any,  # noqa: ANN401
-    frame_skip: int,
-    post_constraint: bool,
-) -> int:
+def _serve(descriptor: int, byte: Any, answer: Any, places: Any) -> int:  # noqa: ANN401
     asked = byte[0]
     while True:
         received = _READ(descriptor, _pointer(byte.ctypes.data), 1)
         if received != 1 or byte[0] != asked:
             return int(received)
-        _step(
-            models,
-            data_address,
-            control_address,
-            warning_address,
-            sources,
-            targets,
-            sizes,
-            states,
-            diverged,
-            action,
-            indices,
-            counters,
-            done,
-            frame_skip,
-            post_constraint,
-        )
+        _step(places)
         _WRITE(descriptor, _pointer(answer.ctypes.data), 1)
 
 
@@ -238,7 +208,7 @@ def _are_finite(numbers: Any) -> bool:  # noqa: ANN401
 
 def are_finite(array: NDArray[np.floating]) -> bool:
     """Whether all numbers are; a tenth of the time of ``np.isfinite(array).all()`` for those of a few environments."""
-    if array.dtype in (np.float64, np.float32):
+    if array.dtype.char in "fd":
         return bool(_are_finite(array.reshape(-1)))
     return bool(np.isfinite(array).all())
 
@@ -309,46 +279,47 @@ class Stepper:
 
     def __init__(self, robot: Robot, models: Integers, data: mujoco.MjData, board: Board) -> None:
         views = {name: read(data.model, data) for name, read in robot.views().items()}
+        fields: list[int] = []
         for name, view in views.items():
             field = board.fields[name]
             assert view.flags.c_contiguous and field.flags.c_contiguous, name  # noqa: PT018
             assert field.dtype == view.dtype == np.float64, name
             assert field.shape[1:] == view.shape, name
+            fields += (view.ctypes.data, field.ctypes.data, view.size)
         numbers = data.warning.number[FIRST_WARNING : LAST_WARNING + 1]
         assert numbers.dtype == np.int32, "the kernel reads 32-bit words"
         assert numbers.strides == (4 * WARNING_WORDS,), "the kernel reads every second word"
         self.models = models
         self.data = data
         self.board = board
-        self._views = views  # the addresses below are theirs
-        self._gathered = (
-            np.array([view.ctypes.data for view in views.values()], np.int64),
-            np.array([board.fields[name].ctypes.data for name in views], np.int64),
-            np.array([view.size for view in views.values()], np.int64),
-        )
-        self._arguments = (
-            models,
-            data._address,
-            data.ctrl.ctypes.data,
-            numbers.ctypes.data,
-            *self._gathered,
-            board.states,
-            board.diverged,
-            board.action,
-            board.indices,
-            board.counters,
-            board.done,
-            robot.frame_skip,
-            robot.reads_contact_forces,  # computed as Gymnasium does where they are read
-        )
+        self._views = views  # addresses of theirs, and of what is above, are below
+        places = {
+            Place.NUM_ENVS: len(models),
+            Place.MODELS: models.ctypes.data,
+            Place.DATA: data._address,
+            Place.CONTROL: data.ctrl.ctypes.data,
+            Place.WARNINGS: numbers.ctypes.data,
+            Place.STATES: board.states.ctypes.data,
+            Place.STATE_SIZE: board.states.shape[1],
+            Place.DIVERGED: board.diverged.ctypes.data,
+            Place.ACTION: board.action.ctypes.data,
+            Place.ACTION_SIZE: board.action.shape[1],
+            Place.INDICES: board.indices.ctypes.data,
+            Place.COUNTERS: board.counters.ctypes.data,
+            Place.DONE: board.done.ctypes.data,
+            Place.FRAME_SKIP: robot.frame_skip,
+            Place.POST_CONSTRAINT: robot.reads_contact_forces,  # computed as Gymnasium does where they are read
+            Place.NUM_FIELDS: len(views),
+        }
+        self._places = np.array([*(places[place] for place in Place if place in places), *fields], np.int64)
 
     def gather(self, index: int) -> None:
         """Copy the fields of ``data`` as those of a simulation."""
-        _gather(*self._gathered, index)
+        _gather(self._places, index)
 
     def step(self) -> None:
         """Take simulations from the board and step them until none is left."""
-        _step(*self._arguments)
+        _step(self._places)
 
     def serve(self, descriptor: int, asked: bytes, answer: bytes) -> bytes:
         """`step` for each byte ``asked`` from a socket, and send ``answer``; return the first byte that is another.
@@ -356,6 +327,6 @@ class Stepper:
         Nothing is returned where the other end was closed, or an interrupt came between.
         """
         byte = np.frombuffer(asked, np.uint8).copy()
-        if _serve(descriptor, byte, np.frombuffer(answer, np.uint8), *self._arguments) != 1:
+        if _serve(descriptor, byte, np.frombuffer(answer, np.uint8), self._places) != 1:
             return b""
         return byte.tobytes()

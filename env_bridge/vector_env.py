@@ -9,9 +9,8 @@ import difflib
 import importlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -34,8 +33,7 @@ from swarm.errors import ActionError, ConfigError
 linear_quadratic.register()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Step:
+class Step(NamedTuple):
     """What one step gave, each (E,) but ``observation`` (E, O).
 
     Attributes:
@@ -51,8 +49,8 @@ class Step:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     diverged: NDArray[np.bool_]
-    info: Columns = field(default_factory=dict)
-    told: Told = ()
+    info: Columns
+    told: Told
     lost: NDArray[np.bool_] | None = None
 
     @property

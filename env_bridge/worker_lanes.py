@@ -177,6 +177,7 @@ class WorkerLanes:
             diverged=out["diverged"],
             columns={},
             final_observation=out.get("final_observation"),
+            final_columns={},
             told=told,
             lost=rows,
         )

@@ -7,10 +7,10 @@ plus pure functions over the batched fields, written in the same order of operat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import mujoco
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,9 +22,11 @@ FieldSource: TypeAlias = Callable[[mujoco.MjModel, mujoco.MjData], Floats]
 ConstantSource: TypeAlias = Callable[[mujoco.MjModel], Floats]
 Info: TypeAlias = dict[str, NDArray[Any]]
 
+UNROLLED: Final = 8
+"""From so many numbers on, numpy adds them up in eight parts; below, one after the other."""
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Transition:
+
+class Transition(NamedTuple):
     """One step of all environments, as a robot judges it.
 
     Attributes:
@@ -42,8 +44,7 @@ class Transition:
     goals: Goals
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Judgement:
+class Judgement(NamedTuple):
     """What a step earned; new arrays, each (E,), in the types that Gymnasium's terms have.
 
     Attributes:
@@ -156,7 +157,21 @@ def sum_of_squares(rows: Floats) -> Floats:
 
 def control_cost(weight: float, action: NDArray[np.floating]) -> NDArray[np.floating]:
     """``weight`` · Σ action², (E,), in the precision of ``action`` (float32 where Gymnasium uses the action itself)."""
+    if action.shape[1] < UNROLLED:
+        return _short_control_cost(weight, action)  # type: ignore[no-any-return]
     cost: NDArray[np.floating] = weight * np.add.reduce(np.square(action, order="C"), axis=1)
+    return cost
+
+
+@numba.njit(cache=True)
+def _short_control_cost(weight: float, action: Any) -> Any:  # noqa: ANN401 - one function for both precisions
+    cost = np.empty(action.shape[0], action.dtype)
+    factor = action.dtype.type(weight)
+    for e in range(len(cost)):
+        total = action.dtype.type(0)
+        for a in range(action.shape[1]):
+            total += action[e, a] * action[e, a]
+        cost[e] = factor * total
     return cost
 
 
