@@ -44,9 +44,9 @@ THREADS = (1,)
 FOLDER: Final = Path(__file__).resolve().parent
 ENV_IDS: Final = ("HalfCheetah-v4", "Ant-v4", "Humanoid-v4")
 NUM_ENVS, WORKERS, TURNS = 64, 2, 5
-SLICE_S, PEER_SLICE_S = 0.5, 0.3
+SLICE_S, PEER_SLICE_S = 0.4, 0.25
 SIZES, SIZE_SLICE_S = (1, 4, 16, 256), 0.15
-LATENCY_ENVS, LATENCY_S = 8, 2.0
+LATENCY_ENVS, LATENCY_S = 8, 1.5
 SINGLE: Final = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA", "VECLIB_MAXIMUM")}
 
 

@@ -51,15 +51,9 @@ TARGETS: Mapping[str, Target] = {
         settings=(*ONE_AGENT, "budget_steps=50000", "rounds.updates_per_step=5", "member.feature_scale=0.02"),
         mean_return=5_000.0,
     ),
-    "ant-5": Target(
+    "ant-2": Target(
         preset="ant",
-        settings=(
-            *ONE_AGENT,
-            "budget_steps=100000",
-            "rounds.updates_per_step=5",
-            "sac.policy_delay=5",  # one step of the actor for each environment step
-            "member.feature_scale=0.02",
-        ),
+        settings=(*ONE_AGENT, "budget_steps=100000", "rounds.updates_per_step=2", "member.feature_scale=0.02"),
         mean_return=2_000.0,
         distance_m=20.0,
     ),
