@@ -23,7 +23,7 @@ import structlog
 from numpy.typing import NDArray
 
 from env_bridge.shared_arrays import ArraySpec, SharedArrays, open_memory
-from env_bridge.stepping import Stepper, look_for_byte
+from env_bridge.stepping import LOOKS, SOON, Stepper, look_for_byte
 from env_bridge.tasks import task_to_json
 from env_bridge.worker_process import PATIENCE_S, WorkerProcess, lost_text
 from swarm.environment import TaskParameters
@@ -33,8 +33,6 @@ from swarm.messages import Json
 log = structlog.get_logger(__name__)
 
 MODEL: Final = "model"
-LOOKS: Final = 200
-"""Looks for a worker's answer before waiting for it: about as long as falling asleep and being woken takes."""
 MAX_REPLACED: Final = 5
 REPLACED_WITHIN_S: Final = 30.0
 
@@ -246,11 +244,13 @@ class ProcessCrew:
     def begin(self) -> None:
         """See `Crew`."""
         self._steps_itself, self._is_lossy = True, False
+        self._board.counters[SOON] = True  # a caller who waits has nothing else to do
         for place in range(self._workers - 1):
             self._wake(place)
 
     def delegate(self) -> None:
         """See `Crew`."""
+        self._board.counters[SOON] = False
         self._wake(self._workers - 1)
         self._steps_itself = not any(helper.is_asked for helper in self._helpers)
 

@@ -132,6 +132,11 @@ class GymSimulation:
         self._distance[index] = info.get("x_position", 0.0)
         self._told[index] = info
 
+    def use_generators(self, generators: Sequence[np.random.Generator]) -> None:
+        """Make them the classes' own."""
+        for env, generator in zip(self._envs, generators, strict=True):
+            env.unwrapped.np_random = generator
+
     def send(self, action: NDArray[Any], indices: NDArray[np.int64]) -> None:
         """Keep the actions: this process steps when it is waited for."""
         self._sent = (action, indices)

@@ -275,11 +275,11 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             return
         outside = (actions < space.low) | (actions > space.high)
         if outside.any():
-            environment, index = (int(place) for place in np.argwhere(outside)[0])
-            low, high = space.low[index], space.high[index]
+            environment, *place = (int(number) for number in np.argwhere(outside)[0])
+            low, high = space.low[tuple(place)], space.high[tuple(place)]
             raise ActionError(
-                f"action {index} of environment {environment} is {actions[environment, index]:g}, expected "
-                f"{low:g} to {high:g}; nothing was stepped"
+                f"action {' '.join(map(str, place))} of environment {environment} is "
+                f"{actions[(environment, *place)]:g}, expected {low:g} to {high:g}; nothing was stepped"
             )
 
     def _infos(self, batch: Batch) -> dict[str, Any]:

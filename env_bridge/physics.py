@@ -64,6 +64,10 @@ class Simulation(Protocol):
         """Draw an initial state for environment ``index``; ``options`` are those of its class's ``reset``."""
         ...
 
+    def use_generators(self, generators: Sequence[np.random.Generator]) -> None:
+        """Go on with these, one for each environment, where steps draw."""
+        ...
+
     def send(self, action: NDArray[Any], indices: NDArray[np.int64]) -> None:
         """Begin to step the environments of ``indices`` with their rows of ``action`` (E, A); others may be reset."""
         ...
@@ -176,6 +180,9 @@ class RobotSimulation:
         mujoco.mj_getState(model, data, self._board.states[index], STATE)
         if not self._is_under_way:
             self._before = None
+
+    def use_generators(self, generators: Sequence[np.random.Generator]) -> None:
+        """Nothing: robots' steps draw nothing."""
 
     def send(self, action: NDArray[Any], indices: NDArray[np.int64]) -> None:
         """See `Simulation`."""

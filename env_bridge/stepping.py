@@ -36,8 +36,11 @@ Integers = NDArray[np.int64]
 FIRST_WARNING: Final = int(mujoco.mjtWarning.mjWARN_BADQPOS)
 LAST_WARNING: Final = int(mujoco.mjtWarning.mjWARN_BADQACC)
 STATE: Final = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-TAKEN, COUNT = 0, 1
+TAKEN, COUNT, SOON = 0, 1, 2
+NUM_COUNTERS = 3
 FIELD: Final = "field."
+LOOKS: Final = 200
+"""Looks for a byte before waiting for it: about as long as falling asleep and being woken takes."""
 DONT_WAIT: Final = int(socket.MSG_DONTWAIT)
 WARNING_WORDS: Final = 2
 """A warning's statistics are two 32-bit words, (last information, number)."""
@@ -145,7 +148,7 @@ def _step(places: Any) -> None:  # noqa: ANN401
     diverged = _array(_pointer(places[Place.DIVERGED]), num_envs, np.bool_)
     action = _array(_pointer(places[Place.ACTION]), (num_envs, num_actions), np.float32)
     indices = _array(_pointer(places[Place.INDICES]), num_envs, np.int64)
-    counters = _array(_pointer(places[Place.COUNTERS]), 2, np.int64)
+    counters = _array(_pointer(places[Place.COUNTERS]), NUM_COUNTERS, np.int64)
     done = _array(_pointer(places[Place.DONE]), num_envs, np.bool_)
     data = _pointer(places[Place.DATA])
     while True:
@@ -173,21 +176,23 @@ def _step(places: Any) -> None:  # noqa: ANN401
 
 
 @numba.njit(cache=True, nogil=True)
-def _serve(descriptor: int, byte: Any, answer: Any, places: Any) -> int:  # noqa: ANN401
-    asked = byte[0]
-    while True:
-        received = _READ(descriptor, _pointer(byte.ctypes.data), 1)
-        if received != 1 or byte[0] != asked:
-            return int(received)
-        _step(places)
-        _WRITE(descriptor, _pointer(answer.ctypes.data), 1)
-
-
-@numba.njit(cache=True, nogil=True)
 def _look_for_byte(descriptor: int, byte: Any, tries: int) -> bool:  # noqa: ANN401
     while tries > 0 and _RECEIVE(descriptor, _pointer(byte.ctypes.data), 1, DONT_WAIT) != 1:
         tries -= 1
     return tries > 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _serve(descriptor: int, byte: Any, answer: Any, places: Any) -> int:  # noqa: ANN401
+    asked, counters = byte[0], _array(_pointer(places[Place.COUNTERS]), NUM_COUNTERS, np.int64)
+    while True:
+        received = 1
+        if not counters[SOON] or not _look_for_byte(descriptor, byte, LOOKS):
+            received = _READ(descriptor, _pointer(byte.ctypes.data), 1)
+        if received != 1 or byte[0] != asked:
+            return int(received)
+        _step(places)
+        _WRITE(descriptor, _pointer(answer.ctypes.data), 1)
 
 
 def look_for_byte(descriptor: int, byte: NDArray[np.uint8], tries: int) -> bool:
@@ -222,7 +227,7 @@ class Board:
         diverged: (E,) whether MuJoCo met a state that was not finite in the last step, and reset it.
         action: (E, A) float32.
         indices: (E,) the simulations to step, in front.
-        counters: (2,) how many of these were taken, and how many there are.
+        counters: (3,) how many of these were taken, how many there are, and whether the next step will come soon.
         done: (E,) by place in ``indices``, whether it was stepped.
     """
 
@@ -262,7 +267,7 @@ def board_specs(model: mujoco.MjModel, fields: Mapping[str, NDArray[np.float64]]
         ("done", np.bool_, ()),
     ]
     specs = [ArraySpec(name=name, dtype=np.dtype(kind).str, shape=(num_envs, *rest)) for name, kind, rest in per_env]
-    return [*specs, ArraySpec(name="counters", dtype=np.dtype(np.int64).str, shape=(2,))]
+    return [*specs, ArraySpec(name="counters", dtype=np.dtype(np.int64).str, shape=(NUM_COUNTERS,))]
 
 
 class Stepper:

@@ -330,6 +330,7 @@ class VectorEnv:
             raise
         self.elapsed[...] = elapsed
         self.generators = generators
+        self.simulation.use_generators(generators)
 
     def close(self) -> None:
         """Release the simulation."""

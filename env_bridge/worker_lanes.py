@@ -72,6 +72,7 @@ class WorkerLanes:
         self._shared = SharedArrays(self._memory, self._specs, create=True)
         self._tasks: tuple[TaskParameters, ...] = ()
         self._stranded = np.zeros(given.num_envs, dtype=np.bool_)
+        self._seeds = [0] * given.num_envs
         self._closed = False
         self._replacements = Replacements()
         bounds = np.linspace(0, given.num_envs, min(workers, given.num_envs) + 1).astype(int).tolist()
@@ -192,7 +193,10 @@ class WorkerLanes:
             _send_tasks(self._tasks, piece)
             piece.worker.wait()
         count = piece.rows.stop - piece.rows.start
-        seeds = np.random.SeedSequence([self._replacements.count, piece.rows.start]).generate_state(count).tolist()
+        seeds = [
+            int(np.random.SeedSequence([seed, self._replacements.count]).generate_state(1)[0])
+            for seed in self._seeds[piece.rows]
+        ]
         pending = self._given.mode is AutoresetMode.NEXT_STEP
         body: dict[str, Json] = {"seeds": seeds, "pending": pending, "options": None}
         piece.worker.send("reset", body, {"mask": np.ones(count, dtype=np.bool_)})
@@ -203,6 +207,7 @@ class WorkerLanes:
     def reset(self, seeds: Sequence[int | None], mask: Mask, options: Mapping[str, Json] | None = None) -> Started:
         """See `Lanes`."""
         plain = None if options is None else dict(options)
+        self._seeds = [before if seed is None else seed for seed, before in zip(seeds, self._seeds, strict=True)]
 
         def ask(piece: Piece) -> None:
             body: dict[str, Json] = {"seeds": list(seeds[piece.rows]), "pending": False, "options": plain}
