@@ -6,7 +6,6 @@ Letters: E environments, O observation.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from env_bridge.gym_vector import BridgeVectorEnv
+from env_bridge.worker_process import processors
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 
@@ -32,7 +32,7 @@ class AsyncBridgeVectorEnv:
     def __init__(self, env: BridgeVectorEnv) -> None:
         self.vector = env
         self._lock = asyncio.Lock()
-        self._look_s = LOOK_S if len(os.sched_getaffinity(0)) > len(env.worker_pids) else 0.0
+        self._look_s = LOOK_S if len(processors()) > len(env.worker_pids) else 0.0
 
     @classmethod
     async def open(
@@ -77,8 +77,8 @@ class AsyncBridgeVectorEnv:
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Step all environments. Raises as `BridgeVectorEnv.step`.
 
-        Cancelled, the workers finish the step, and the next call begins after it. Where a worker is lost, the loop
-        stands still until its replacement has started.
+        Cancelled, the workers finish the step, and the next call begins after it. Where a worker of an environment's
+        own class is lost, the loop stands still until its replacement has started.
         """
         async with self._lock:
             await self._answers()  # of a step that was cancelled

@@ -23,9 +23,9 @@ import structlog
 from numpy.typing import NDArray
 
 from env_bridge.shared_arrays import ArraySpec, SharedArrays, open_memory
-from env_bridge.stepping import LOOKS, SOON, Stepper, look_for_byte
+from env_bridge.stepping import LOOKS, SOON, Stepper
 from env_bridge.tasks import task_to_json
-from env_bridge.worker_process import PATIENCE_S, WorkerProcess, lost_text
+from env_bridge.worker_process import LONG_PATIENCE_S, PATIENCE_S, WorkerProcess, lost_text
 from swarm.environment import TaskParameters
 from swarm.errors import PeerLost
 from swarm.messages import Json
@@ -138,14 +138,19 @@ class ThreadCrew:
             self._pool.shutdown()
 
 
-class Helper:
+class Mate:
     """A stepping process of a `ProcessCrew`, from its start on."""
 
     def __init__(self, worker: WorkerProcess) -> None:
         self.worker = worker
+        self.started_s = time.monotonic()
         self.has_joined = False
-        self.is_asked = False
         self.has_old_tasks = False
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it is to step, or stepping."""
+        return self.has_joined and self.worker.is_asked
 
 
 class ProcessCrew:
@@ -168,9 +173,7 @@ class ProcessCrew:
         self._body: dict[str, Json] = {"env_id": env_id, "options": dict(options), "num_envs": num_envs}
         self._patience_s = patience_s
         self._tasks: tuple[TaskParameters, ...] = ()
-        self._byte = np.zeros(1, np.uint8)
-        self._helpers: list[Helper] = []
-        self._is_lossy = False
+        self._mates: list[Mate] = []
         self._steps_itself = True
         self._memory: int | None = None
         self._replacements = Replacements()
@@ -195,115 +198,125 @@ class ProcessCrew:
         """See `Crew`. Raises ``ConfigError`` where a process cannot be what this one is."""
         self._own, self._board = own, own.board
         try:
-            self._helpers = [self._start() for _ in range(self._workers)]
-            for helper in self._helpers:
-                self._admit(helper)
+            for _ in range(self._workers):
+                self._mates.append(self._start())
+            for mate in self._mates:
+                self._admit(mate)
         except BaseException:
             self.close()
             raise
 
-    def _start(self) -> Helper:
+    def _start(self) -> Mate:
         assert self._memory is not None, "allocate comes first"
-        helper = Helper(WorkerProcess(self._memory, patience_s=self._patience_s))
+        mate = Mate(WorkerProcess(self._memory, patience_s=self._patience_s))
         with contextlib.suppress(PeerLost):  # whoever waits for it finds that it has ended
-            helper.worker.send("join", self._body | {"tasks": _to_json(self._tasks)})
-        return helper
+            mate.worker.send("join", self._body | {"tasks": _to_json(self._tasks)})
+        return mate
 
-    def _admit(self, helper: Helper) -> None:
+    def _admit(self, mate: Mate) -> None:
         """Wait until a process has joined."""
-        helper.worker.wait()
-        helper.has_joined = True
-        if helper.has_old_tasks:
-            self._send_tasks(helper)
+        mate.worker.wait()
+        mate.has_joined = True
 
-    def _has_joined(self, helper: Helper) -> bool:
-        """Whether a process that was started has joined by now."""
-        if helper.worker.poll(0.0):
-            if helper.worker.is_ready:
-                self._admit(helper)
+    def _has_joined(self, mate: Mate) -> bool:
+        """Whether a process that was started has joined by now. Raises ``PeerLost`` where it takes too long."""
+        if not mate.has_joined and mate.worker.poll(0.0):
+            if mate.worker.is_ready:
+                self._admit(mate)
             else:
-                helper.worker.wait_ready()
-        return helper.has_joined
+                mate.worker.wait_ready()
+        if not mate.has_joined and time.monotonic() - mate.started_s > LONG_PATIENCE_S:
+            raise PeerLost(f"it did not start within {LONG_PATIENCE_S:g} s")
+        return mate.has_joined
 
-    def _send_tasks(self, helper: Helper) -> None:
-        helper.worker.send("set_tasks", {"tasks": _to_json(self._tasks)})
-        helper.worker.wait()
-        helper.has_old_tasks = False
+    def _send_tasks(self, mate: Mate) -> None:
+        mate.worker.send("set_tasks", {"tasks": _to_json(self._tasks)})
+
+    def _end_sending(self, mate: Mate) -> None:
+        mate.worker.wait()
+        mate.has_old_tasks = False
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
-        """See `Crew`."""
+        """See `Crew`; whom this does not reach, because of an interrupt or a later start, is told before it steps."""
         self._tasks = tuple(tasks)
-        for place, helper in enumerate(self._helpers):
-            helper.has_old_tasks = True
-            if helper.has_joined:
-                try:
-                    self._send_tasks(helper)
-                except PeerLost as error:
-                    self._replace(place, error)
+        for mate in self._mates:
+            mate.has_old_tasks = True
+        for tell in (self._send_tasks, self._end_sending):  # all set to work before the first is waited for
+            for place, mate in enumerate(self._mates):
+                if mate.has_joined:
+                    self._replacing(place, tell)
 
     def begin(self) -> None:
         """See `Crew`."""
-        self._steps_itself, self._is_lossy = True, False
+        self._steps_itself = True
         self._board.counters[SOON] = True  # a caller who waits has nothing else to do
         for place in range(self._workers - 1):
-            self._wake(place)
+            self._replacing(place, self._wake)
 
     def delegate(self) -> None:
         """See `Crew`."""
         self._board.counters[SOON] = False
-        self._wake(self._workers - 1)
-        self._steps_itself = not any(helper.is_asked for helper in self._helpers)
+        self._replacing(self._workers - 1, self._wake)
+        self._steps_itself = not any(mate.is_asked for mate in self._mates)
 
-    def _wake(self, place: int) -> None:
+    def _wake(self, mate: Mate) -> None:
         """Tell a process to step, if it has joined by now."""
-        helper = self._helpers[place]
-        try:
-            if not helper.has_joined and not self._has_joined(helper):
-                return
-            helper.worker.send_step()
-            helper.is_asked = True
-        except PeerLost as error:
-            self._replace(place, error)
+        if self._has_joined(mate):
+            if mate.has_old_tasks:
+                self._send_tasks(mate)
+                self._end_sending(mate)
+            mate.worker.send_step()
 
     def finish(self) -> tuple[int, ...]:
-        """See `Crew`."""
+        """See `Crew`; interrupted, it goes on where it is called again."""
         if self._steps_itself:
             self._own.step()
-        for place, helper in enumerate(self._helpers):
-            if not helper.is_asked:
-                continue
+        failures: list[PeerLost] = []
+        for place in range(len(self._mates)):  # all have ended before anything is said of one
             try:
-                came = look_for_byte(helper.worker.descriptor, self._byte, LOOKS)
-                helper.worker.wait_step(self._byte.tobytes() if came else None)
-                helper.is_asked = False
+                self._replacing(place, self._await)
             except PeerLost as error:
-                self._is_lossy = True
-                self._replace(place, error)
-        if not self._is_lossy:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        if self._board.is_done():
             return ()
         self._own.step()  # what nobody took
         return tuple(self._board.left_behind().tolist())
 
-    def _replace(self, place: int, error: PeerLost) -> None:
-        """Start another process; it helps as soon as it can. Raises ``PeerLost`` where that was too often."""
-        self._replacements.note(lost_text(error, self._helpers[place].worker.kill()), error)
-        self._helpers[place] = self._start()
+    def _await(self, mate: Mate) -> None:
+        if mate.is_asked:
+            mate.worker.look_for_answer(LOOKS)
+            mate.worker.wait_step()
+
+    def _replacing(self, place: int, talk: Callable[[Mate], None]) -> None:
+        """Talk with a process; where it is lost, start another, which helps as soon as it can.
+
+        Raises:
+            PeerLost: that was too often.
+        """
+        mate = self._mates[place]
+        try:
+            talk(mate)
+        except PeerLost as error:
+            self._replacements.note(lost_text(error, mate.worker.kill()), error)
+            self._mates[place] = self._start()
 
     def descriptors(self) -> Sequence[int]:
         """See `Crew`."""
-        return [helper.worker.descriptor for helper in self._helpers if helper.is_asked]
+        return [mate.worker.descriptor for mate in self._mates if mate.is_asked]
 
     def pids(self) -> Sequence[int]:
         """See `Crew`."""
-        return [helper.worker.process.pid for helper in self._helpers]
+        return [mate.worker.process.pid for mate in self._mates]
 
     def close(self) -> None:
         """See `Crew`."""
-        for helper in self._helpers:
-            helper.worker.disconnect()
-        for helper in self._helpers:
-            helper.worker.close()
-        self._helpers = []
+        for mate in self._mates:
+            mate.worker.disconnect()
+        for mate in self._mates:
+            mate.worker.close()
+        self._mates = []
         if self._memory is not None:
             os.close(self._memory)
             self._memory = None

@@ -39,19 +39,19 @@ class Threads:
     """
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
+        self._workers = workers
         self._pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="stepping") if workers > 1 else None
 
-    def share(self, work: Callable[[NDArray[np.int64], int], None], indices: NDArray[np.int64]) -> None:
-        """Call ``work`` with pieces of ``indices`` and their number, below W; who does which never changes a bit."""
+    def share(self, work: Callable[[NDArray[np.int64]], None], indices: NDArray[np.int64]) -> None:
+        """Call ``work`` with pieces of ``indices``; who does which never changes a bit."""
         if self._pool is None:
-            work(indices, 0)
+            work(indices)
             return
-        pieces = [piece for piece in np.array_split(indices, self.workers) if len(piece)]
-        futures = [self._pool.submit(work, piece, number) for number, piece in enumerate(pieces[1:], start=1)]
+        pieces = [piece for piece in np.array_split(indices, self._workers) if len(piece)]
+        futures = [self._pool.submit(work, piece) for piece in pieces[1:]]
         try:
             if pieces:
-                work(pieces[0], 0)
+                work(pieces[0])
         finally:
             errors = [future.exception() for future in futures]
         for error in errors:
@@ -142,13 +142,13 @@ class GymSimulation:
         self._sent = (action, indices)
 
     def settle(self) -> None:
-        """Nothing was begun."""
+        """Nothing: `wait` steps."""
 
     def wait(self) -> Outcome:
         """Step through the class."""
         action, indices = self._sent
 
-        def work(piece: NDArray[np.int64], thread: int) -> None:
+        def work(piece: NDArray[np.int64]) -> None:
             for index in piece.tolist():
                 warnings = self._warnings[index] if self._mujoco else NO_WARNINGS
                 warnings[...] = 0

@@ -6,7 +6,6 @@ Letters: E environments, O observation, A action.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Final
@@ -27,7 +26,7 @@ from env_bridge.tasks import check_task
 from env_bridge.vector_env import import_id
 from env_bridge.viewer import Viewer, check_mode
 from env_bridge.worker_lanes import WorkerLanes
-from env_bridge.worker_process import PATIENCE_S
+from env_bridge.worker_process import PATIENCE_S, processors
 from swarm.environment import EnvironmentSpec, TaskParameters
 from swarm.errors import ActionError, ConfigError
 
@@ -48,8 +47,9 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     Args:
         env_id: a Gymnasium id; ``module:Id`` imports the module that registers it, here and in each worker.
         num_envs: how many.
-        workers: processes that step; 0: this process; ``None``: this process for up to `FEW` environments, else as many
-            workers as there are processors. While none is lost, they never change a bit.
+        workers: processes that step: in `step` this one and others, after `step_async` others alone; 0: only this one.
+            ``None``: only this one for up to `FEW` environments, else as many as there are processors. While none is
+            lost, they never change a bit.
         autoreset_mode: as in Gymnasium.
         max_episode_steps: overrides the environment's own limit.
         tasks: task parameters per environment; ``reset(options={"tasks": …})`` changes them.
@@ -232,13 +232,9 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             )
         if self._is_torn:
             raise gymnasium.error.ResetNeeded("the last step failed half way; reset all environments, or set a state")
-        try:
-            self._lanes.send(given)
-        except BaseException:
-            self._is_torn = True
-            self._lanes.settle()
-            raise
-        self._is_stepping = True
+        self._is_torn = True  # until all are told
+        self._lanes.send(given)
+        self._is_stepping, self._is_torn = True, False
 
     def step_wait(
         self,
@@ -249,13 +245,15 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         if not self._is_stepping:
             raise gymnasium.error.NoAsyncCallError("no step was begun; call step_async first", "step")
         try:
-            batch = self._lanes.wait()
+            self._lanes.settle()  # interrupted, it goes on with the next call
         except Exception:  # of an environment's class, or of lost workers: others may have stepped
-            self._is_stepping, self._is_torn = False, True
+            self._is_torn, self._is_stepping = True, False
             raise
-        self._is_stepping = False
+        self._is_torn, self._is_stepping = True, False  # in this order; until all is told
+        batch = self._lanes.wait()
         infos = self._infos(batch)
         self._pending = batch.terminated | batch.truncated
+        self._is_torn = False
         return batch.observation, batch.reward, batch.terminated, batch.truncated, infos
 
     def waits_for(self) -> Sequence[int]:
@@ -268,6 +266,8 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             raise gymnasium.error.ClosedEnvironmentError("this vector environment is closed; make a new one")
         if self._is_stepping:
             self.step_wait()
+        elif self._is_torn:
+            self._lanes.settle()
 
     def _check_range(self, actions: NDArray[Any]) -> None:
         space = self.single_action_space
@@ -384,7 +384,11 @@ def make_lanes(given: LaneOptions, specimen: vector_env.VectorEnv, workers: int,
         return WorkerLanes(given, specimen, workers, patience_s=patience_s)
     num_envs = given.num_envs
     crew = ProcessCrew(min(workers, num_envs), given.env_id, given.options, num_envs, patience_s=patience_s)
-    return LocalLanes(given, given.make(crew=crew), crew)
+    try:
+        return LocalLanes(given, given.make(crew=crew), crew)
+    except BaseException:
+        crew.close()
+        raise
 
 
 def branch(state: Mapping[str, NDArray[np.generic]], index: int, copies: int) -> dict[str, NDArray[np.generic]]:
@@ -422,4 +426,4 @@ def _check(num_envs: int, workers: int | None, actions: str, patience_s: float) 
         raise ConfigError(f"got actions={actions!r}; expected one of {', '.join(ACTIONS)}")
     if workers is not None:
         return int(workers)
-    return 0 if num_envs <= FEW else len(os.sched_getaffinity(0))
+    return 0 if num_envs <= FEW else len(processors())

@@ -82,7 +82,11 @@ class Lanes(Protocol):
         ...
 
     def settle(self) -> None:
-        """Finish what ``send`` began before it was interrupted; ``wait`` must not follow."""
+        """Wait until nobody steps any more; interrupted, it may be called again. ``wait`` may follow, or ``send``.
+
+        Raises:
+            PeerLost: workers are lost again and again.
+        """
         ...
 
     def delegate(self) -> None:
@@ -90,7 +94,7 @@ class Lanes(Protocol):
         ...
 
     def wait(self) -> Batch:
-        """Finish the step that was begun; the arrays are the caller's to keep."""
+        """`settle`, and return what the step gave; the arrays are the caller's to keep."""
         ...
 
     def descriptors(self) -> Sequence[int]:

@@ -22,7 +22,7 @@ from env_bridge.models import load_robot_model
 from env_bridge.robots.anatomy import Floats, Judgement, Robot, Transition
 from env_bridge.stepping import FIELD, STATE, Board, Stepper, are_finite, board_specs
 from swarm.environment import TaskParameters
-from swarm.errors import ConfigError
+from swarm.errors import ConfigError, PeerLost
 
 
 class Outcome(NamedTuple):
@@ -77,7 +77,11 @@ class Simulation(Protocol):
         ...
 
     def settle(self) -> None:
-        """Finish a step that was begun where nobody will `wait` for it."""
+        """Wait until nobody steps any more; interrupted, it may be called again. `wait` may follow, or another `send`.
+
+        Raises:
+            PeerLost: workers are lost again and again.
+        """
         ...
 
     def observe(self) -> NDArray[Any]:
@@ -133,6 +137,7 @@ class RobotSimulation:
         self.timestep_s = self.model.opt.timestep * robot.frame_skip
         self.crew = crew
         self._is_under_way = False
+        self._lost: tuple[int, ...] = ()
         self._prepare()
         self.action_low, self.action_high = self.model.actuator_ctrlrange.T.copy()
         low, high = self.action_low.astype(np.float32), self.action_high.astype(np.float32)
@@ -195,13 +200,17 @@ class RobotSimulation:
     def settle(self) -> None:
         """See `Simulation`."""
         if self._is_under_way:
-            self.crew.finish()
+            try:
+                self._lost = self.crew.finish()
+            except PeerLost:
+                self._is_under_way, self._before = False, None
+                raise
             self._is_under_way = False
 
     def wait(self) -> Outcome:
         """Reward and termination are Gymnasium's, or those of the goals."""
-        robot, lost = self._robot, self.crew.finish()
-        self._is_under_way = False
+        self.settle()
+        robot = self._robot
         assert self._before is not None, "send comes first"
         position = robot.locate(self._fields)
         velocity, goals = (position - self._before) / self.timestep_s, self._goals.at(position)
@@ -218,7 +227,7 @@ class RobotSimulation:
             terminated=judgement.terminated,
             truncated=np.zeros(self.num_envs, dtype=np.bool_),
             diverged=diverged,
-            lost=lost,
+            lost=self._lost,
         )
 
     def step_columns(self) -> Columns:

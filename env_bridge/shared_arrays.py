@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from swarm.messages import Json
 
-ALIGNMENT: Final = 64  # a cache line: workers never write to the same one
+ALIGNMENT: Final = 64
+"""A cache line: no two arrays lie in the same one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,7 @@ FIELD: Final = "field."
 LOOKS: Final = 200
 """Looks for a byte before waiting for it: about as long as falling asleep and being woken takes."""
 DONT_WAIT: Final = int(socket.MSG_DONTWAIT)
+NO_SIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 WARNING_WORDS: Final = 2
 """A warning's statistics are two 32-bit words, (last information, number)."""
 
@@ -63,6 +64,7 @@ _array: Final[Any] = numba.carray  # type: ignore[attr-defined]
 _READ: Final[Any] = types.ExternalFunction("read", types.intp(types.intc, types.voidptr, types.uintp))
 _WRITE: Final[Any] = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
 _RECEIVE: Final[Any] = types.ExternalFunction("recv", types.intp(types.intc, types.voidptr, types.uintp, types.intc))
+_SEND: Final[Any] = types.ExternalFunction("send", types.intp(types.intc, types.voidptr, types.uintp, types.intc))
 _STEP: Final[Any] = types.ExternalFunction("mj_step", types.void(types.voidptr, types.voidptr))
 _SET_STATE: Final[Any] = types.ExternalFunction(
     "mj_setState", types.void(types.voidptr, types.voidptr, types.voidptr, types.intc)
@@ -183,6 +185,14 @@ def _look_for_byte(descriptor: int, byte: Any, tries: int) -> bool:  # noqa: ANN
 
 
 @numba.njit(cache=True, nogil=True)
+def _ask(descriptor: int, question: Any, answer: Any, unanswered: int) -> bool:  # noqa: ANN401
+    sent = _SEND(descriptor, _pointer(question.ctypes.data), 1, NO_SIGNAL)
+    if sent == 1:
+        answer[0] = unanswered
+    return bool(sent == 1)
+
+
+@numba.njit(cache=True, nogil=True)
 def _serve(descriptor: int, byte: Any, answer: Any, places: Any) -> int:  # noqa: ANN401
     asked, counters = byte[0], _array(_pointer(places[Place.COUNTERS]), NUM_COUNTERS, np.int64)
     while True:
@@ -201,6 +211,14 @@ def look_for_byte(descriptor: int, byte: NDArray[np.uint8], tries: int) -> bool:
     A look costs about half a microsecond; to be put to sleep and woken again, fifty or more.
     """
     return bool(_look_for_byte(descriptor, byte, tries))
+
+
+def ask(descriptor: int, question: NDArray[np.uint8], answer: NDArray[np.uint8], unanswered: bytes) -> bool:
+    """Send a byte (1,) and write ``unanswered`` where its answer will be; whether there was somebody to send it to.
+
+    No interrupt comes between the two.
+    """
+    return bool(_ask(descriptor, question, answer, ord(unanswered)))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -249,6 +267,10 @@ class Board:
         self.done[:] = False
         self.counters[COUNT] = len(indices)
         self.counters[TAKEN] = 0
+
+    def is_done(self) -> bool:
+        """Whether all were stepped."""
+        return bool(self.done[: self.counters[COUNT]].all())
 
     def left_behind(self) -> Integers:
         """Simulations that somebody took and did not finish."""

@@ -194,10 +194,16 @@ class VectorEnv:
         """Give each environment its task, from the next step on. Raises ``ConfigError`` where one does not fit."""
         if len(tasks) != self.num_envs:
             raise ConfigError(f"got {len(tasks)} tasks for {self.num_envs} environments")
-        if tuple(tasks) != self.tasks:
+        if tuple(tasks) == self.tasks:
+            return
+        before, self.tasks = self.tasks, ()  # unknown, should an interrupt come between
+        try:
             self.simulation.set_tasks(tasks)
-            self._sensors.set_tasks(tasks)
-            self.tasks = tuple(tasks)
+        except ConfigError:
+            self.tasks = before
+            raise
+        self._sensors.set_tasks(tasks)
+        self.tasks = tuple(tasks)
 
     def seed(self, seeds: Sequence[int | Sequence[int]]) -> None:
         """Give environment e the generator of ``SeedSequence(seeds[e])``, as Gymnasium's ``reset(seed)`` does."""
@@ -266,6 +272,7 @@ class VectorEnv:
     def wait(self) -> Step:
         """Finish the step that was begun. Raises ``PeerLost`` where workers are lost again and again."""
         outcome: Outcome = self.simulation.wait()
+        columns = self.simulation.step_columns() if self._infos else {}
         restarted, self._restarted = self._restarted, []
         stepped, lost = self._active, None
         if outcome.lost:
@@ -297,7 +304,7 @@ class VectorEnv:
             terminated=terminated,
             truncated=truncated,
             diverged=diverged,
-            info=self.simulation.step_columns() if self._infos else {},
+            info=columns,
             told=self._told_of(stepped) if self._infos else (),
             lost=lost,
         )

@@ -1,4 +1,4 @@
-"""A stepping worker: ``python -m env_bridge.worker``, a child that steps its rows of a `BridgeVectorEnv`, or rolls out.
+"""A stepping worker, ``python -m env_bridge.worker``: one of a `crew`, or with rows of its own; or it rolls out.
 
 It is started with one end of a socket pair and the descriptor of the shared memory; it ends when the other end closes.
 """
@@ -117,7 +117,10 @@ class Hand:
         self.set_tasks(body)
         data, addresses = mujoco.MjData(model), self._models.addresses
         unshared = {name: np.zeros_like(array) for name, array in shared.arrays.items()}
-        Stepper(robot, addresses, data, Board(unshared)).step()  # nothing: it loads what is compiled
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        with ours:  # nothing is asked there: this loads what is compiled
+            Stepper(robot, addresses, data, Board(unshared)).serve(ours.fileno(), STEP, DONE)
         self._stepper = Stepper(robot, addresses, data, Board(shared.arrays))
 
     def set_tasks(self, body: Mapping[str, Json]) -> None:

@@ -32,7 +32,7 @@ from env_bridge.snapshots import join_snapshots
 from env_bridge.tasks import task_to_json
 from env_bridge.vector_env import VectorEnv
 from env_bridge.wire import Letter, read
-from env_bridge.worker_process import PATIENCE_S, WorkerProcess, lost_text
+from env_bridge.worker_process import PATIENCE_S, WorkerProcess, lost_text, processors
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError, PeerLost, SwarmError
 from swarm.messages import Json
@@ -123,19 +123,13 @@ class WorkerLanes:
                 piece.phase = Phase.ASKED
 
     def settle(self) -> None:
-        """Nothing: an answer that nobody waited for is read and forgotten before the next question."""
-
-    def delegate(self) -> None:
-        """Nothing: the workers step all environments."""
-
-    def wait(self) -> Batch:
-        """See `Lanes`. Raises ``PeerLost`` where workers are lost again and again."""
+        """See `Lanes`. Raises what an environment's class raised, once all workers have answered."""
         failures: list[SwarmError] = []
-        for piece in self._pieces:  # all answers are read, whatever the first one says
-            if piece.phase in (Phase.ANSWERED, Phase.LOST):
+        for piece in self._pieces:
+            if piece.phase not in (Phase.ASKED, Phase.UNREACHED):
                 continue
             try:
-                if piece.phase is not Phase.ASKED:
+                if piece.phase is Phase.UNREACHED:
                     raise PeerLost("it could not be told to step")
                 piece.told = tuple(_told(piece.worker.wait_step(), piece))
                 piece.phase = Phase.ANSWERED
@@ -145,11 +139,16 @@ class WorkerLanes:
             except SwarmError as error:
                 failures.append(error)
                 piece.told, piece.phase = (), Phase.ANSWERED
-        lost = [piece for piece in self._pieces if piece.phase is Phase.LOST]
-        for piece in self._pieces:
-            piece.phase = Phase.IDLE
         if failures:
             raise failures[0]
+
+    def delegate(self) -> None:
+        """Nothing: the workers step all environments."""
+
+    def wait(self) -> Batch:
+        """See `Lanes`."""
+        self.settle()
+        lost = [piece for piece in self._pieces if piece.phase is Phase.LOST]
         return self._batch(tuple(item for piece in self._pieces for item in piece.told), lost)
 
     def pids(self) -> Sequence[int]:
@@ -207,7 +206,9 @@ class WorkerLanes:
     def reset(self, seeds: Sequence[int | None], mask: Mask, options: Mapping[str, Json] | None = None) -> Started:
         """See `Lanes`."""
         plain = None if options is None else dict(options)
-        self._seeds = [before if seed is None else seed for seed, before in zip(seeds, self._seeds, strict=True)]
+        for row in np.flatnonzero(mask).tolist():
+            seed = seeds[row]
+            self._seeds[row] = self._seeds[row] if seed is None else seed
 
         def ask(piece: Piece) -> None:
             body: dict[str, Json] = {"seeds": list(seeds[piece.rows]), "pending": False, "options": plain}
@@ -329,8 +330,9 @@ def choose_cpus(num_workers: int) -> list[int] | list[None]:
     The one who wakes several workers at once draws them to its own processor, where they step one after the other.
     Where there are more processors than workers, some are idle, and which to use is the kernel's to know.
     """
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return cpus if len(cpus) == num_workers > 1 else [None] * num_workers
+    cpus = processors()
+    can_choose = hasattr(os, "sched_setaffinity")
+    return cpus if can_choose and len(cpus) == num_workers > 1 else [None] * num_workers
 
 
 def _told(letter: Letter | None, piece: Piece) -> list[tuple[int, dict[str, Any]]]:

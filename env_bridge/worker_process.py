@@ -11,6 +11,9 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
+
+from env_bridge.stepping import ask, look_for_byte
 from env_bridge.wire import Letter, encode, raise_error
 from env_bridge.worker_wire import (
     DONE,
@@ -19,8 +22,8 @@ from env_bridge.worker_wire import (
     READY,
     STEP,
     receive_byte,
+    receive_byte_into,
     receive_letter,
-    send_byte,
     send_frames,
     set_patience,
 )
@@ -31,7 +34,16 @@ PATIENCE_S: Final = 60.0
 """A worker that has not answered a step after this long hangs."""
 LONG_PATIENCE_S: Final = 120.0
 """What a worker may always take for anything else."""
+NOTHING_ASKED: Final = b"-"
+UNANSWERED: Final = b"?"
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def processors() -> list[int]:
+    """Numbers of the processors that this process may run on; as many as there are where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 class WorkerProcess:
@@ -52,8 +64,9 @@ class WorkerProcess:
         self._patience_s = patience_s
         self._waits_s = 0.0
         self._is_ready = False
-        self._owes_answer = False
         self._is_cut = False
+        self._question = np.frombuffer(STEP, np.uint8)
+        self._answer = np.frombuffer(NOTHING_ASKED, np.uint8).copy()
         with theirs:
             command = [sys.executable, "-m", "env_bridge.worker"]
             command += ["--control", str(theirs.fileno()), "--memory", str(memory)]
@@ -79,40 +92,52 @@ class WorkerProcess:
                 raise PeerLost("it did not start as a worker does")
             self._is_ready = True
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether a question was sent, or may have been, whose answer was not taken yet."""
+        return self._is_cut or self._first != NOTHING_ASKED
+
+    @property
+    def _first(self) -> bytes:
+        """Where the newest question stands: the first byte of its answer, once that came."""
+        return self._answer.tobytes()
+
     def send_step(self) -> None:
         """Have the worker step; `wait_step` must follow."""
         self._settle()
         self._wait_for(self._patience_s)
-        send_byte(self._connection, STEP)
-        self._owes_answer = True
+        if not ask(self._connection.fileno(), self._question, self._answer, UNANSWERED):
+            raise PeerLost("the other process has ended")
 
-    def wait_step(self, byte: bytes | None = None) -> Letter | None:
-        """Wait for the end of the step; a letter where the worker has more to say than that it is done.
+    def look_for_answer(self, tries: int) -> None:
+        """Ask ``tries`` times whether there is an answer, without falling asleep; see `stepping.look_for_byte`."""
+        if self._first == UNANSWERED and not self._is_cut:
+            look_for_byte(self._connection.fileno(), self._answer, tries)
 
-        Args:
-            byte: the first of its answer, where that was read already.
-        """
-        answer = self._receive(byte)
+    def wait_step(self) -> Letter | None:
+        """Wait for the end of the step; a letter where the worker has more to say than that it is done."""
+        answer = self._receive()
         return None if answer is None else raise_error(answer)
 
-    def _receive(self, byte: bytes | None = None) -> Letter | None:
+    def _receive(self) -> Letter | None:
         """Read one answer; nothing where it is only that a step is done."""
         if self._is_cut:
             raise PeerLost("a letter to or from it was cut in two")
-        byte = byte or receive_byte(self._connection)
-        answer = None
-        if byte == LETTER:
+        if self._first == UNANSWERED:
+            receive_byte_into(self._connection, self._answer)
+        first, letter = self._first, None
+        if first == LETTER:
             self._is_cut = True
-            answer = receive_letter(self._connection)
-            self._is_cut = False
-        elif byte != DONE:
-            raise PeerLost(f"it said {byte!r}")
-        self._owes_answer = False
-        return answer
+            letter = receive_letter(self._connection)
+        elif first != DONE:
+            raise PeerLost(f"it said {first!r}")
+        self._answer[:] = ord(NOTHING_ASKED)
+        self._is_cut = False
+        return letter
 
     def _settle(self) -> None:
         """Read and forget an answer that nobody waited for."""
-        if self._owes_answer:
+        if self.is_asked:
             self.wait_ready()
             self._wait_for(LONG_PATIENCE_S)
             self._receive()
@@ -124,8 +149,8 @@ class WorkerProcess:
 
     def _wait_for(self, seconds: float) -> None:
         if self._waits_s != seconds:
-            self._waits_s = seconds
             set_patience(self._connection, seconds)
+            self._waits_s = seconds
 
     def send(self, kind: str, body: Mapping[str, Json], arrays: Arrays | None = None) -> None:
         """Ask for something else than a step; `wait` must follow."""
@@ -138,11 +163,16 @@ class WorkerProcess:
         self._wait_for(LONG_PATIENCE_S)
         self._is_cut = True
         send_frames(self._connection, frames)
-        self._is_cut, self._owes_answer = False, True
+        self._answer[:] = ord(UNANSWERED)
+        self._is_cut = False
 
     def poll(self, seconds: float) -> bool:
         """Wait until there is an answer, or the end of the worker, to `wait` for; false after ``seconds``."""
-        return bool(select.select([self._connection], [], [], seconds)[0])
+        if self._connection.fileno() < 0:  # it was killed
+            return True
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
 
     def wait(self) -> Letter:
         """Wait for the answer to `send`. Raises the error that it names."""
@@ -168,6 +198,8 @@ class WorkerProcess:
         """End the worker now; return how it had ended, if it had."""
         code = self.process.poll()
         self._connection.close()
+        self._answer[:] = ord(NOTHING_ASKED)
+        self._is_cut = False
         if code is None:
             self.process.kill()
             self.process.wait()

@@ -11,7 +11,10 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from env_bridge.wire import MAX_ARRAYS, MAX_FRAME_BYTES, Letter, decode, encode
+import numpy as np
+from numpy.typing import NDArray
+
+from env_bridge.wire import MAX_ARRAYS, MAX_FRAME_BYTES, Letter, decode
 from swarm.errors import CodecError, PeerLost
 
 READY: Final = b"r"
@@ -25,11 +28,13 @@ _TIMEVAL: Final = struct.Struct("@ll")
 
 
 def set_patience(connection: socket.socket, seconds: float) -> None:
-    """Have the kernel end a receive that waits longer than ``seconds``."""
+    """Have the kernel end a receive that waits longer than ``seconds``. Raises ``PeerLost`` where it was closed."""
     whole = int(seconds)
-    connection.setsockopt(
-        socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(whole, int((seconds - whole) * 1_000_000))
-    )
+    limit = _TIMEVAL.pack(whole, int((seconds - whole) * 1_000_000))
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    except OSError as error:
+        raise PeerLost(f"it was given up ({error})") from error
 
 
 def send_byte(connection: socket.socket, byte: bytes) -> None:
@@ -42,20 +47,14 @@ def send_byte(connection: socket.socket, byte: bytes) -> None:
 
 def receive_byte(connection: socket.socket) -> bytes:
     """Return the next byte. Raises ``PeerLost`` where the other process has ended, or says nothing for too long."""
-    try:
-        byte = connection.recv(1)
-    except BlockingIOError:
-        raise PeerLost("the other process did not answer in time") from None
-    except OSError as error:
-        raise PeerLost(f"the other process has ended ({error})") from error
-    if not byte:
-        raise PeerLost("the other process has ended")
-    return byte
+    byte = np.empty(1, np.uint8)
+    receive_byte_into(connection, byte)
+    return byte.tobytes()
 
 
-def send_letter(connection: socket.socket, letter: Letter) -> None:
-    """Send a letter, announced by its byte. Raises ``PeerLost`` as `send_byte`."""
-    send_frames(connection, encode(letter))
+def receive_byte_into(connection: socket.socket, byte: NDArray[np.uint8]) -> None:
+    """`receive_byte` into ``byte`` (1,), where it is safe from an interrupt."""
+    _receive_into(connection, byte.data)
 
 
 def send_frames(connection: socket.socket, written: Sequence[bytes | memoryview]) -> None:
@@ -81,8 +80,13 @@ def receive_letter(connection: socket.socket) -> Letter:
 
 def _receive(connection: socket.socket, size: int) -> bytes:
     buffer = bytearray(size)
-    view, filled = memoryview(buffer), 0
-    while filled < size:
+    _receive_into(connection, memoryview(buffer))
+    return bytes(buffer)
+
+
+def _receive_into(connection: socket.socket, view: memoryview) -> None:
+    filled = 0
+    while filled < len(view):
         try:
             received = connection.recv_into(view[filled:])
         except BlockingIOError:
@@ -92,4 +96,3 @@ def _receive(connection: socket.socket, size: int) -> bytes:
         if not received:
             raise PeerLost("the other process has ended")
         filled += received
-    return bytes(buffer)

@@ -7,19 +7,23 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 import psutil
 import pytest
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from env_bridge import BridgeVectorEnv, crew
+from env_bridge.physics import RobotSimulation
 from env_bridge.stepping import TAKEN
+from env_bridge.vector_env import find_robot
 from swarm.environment import TaskParameters
-from swarm.errors import PeerLost
+from swarm.errors import PeerLost, SwarmError
 
 ROBOT = "HalfCheetah-v4"
 OWN_CLASS = "Pusher-v5"
@@ -54,12 +58,9 @@ def test_a_robots_worker_that_is_lost_with_nothing_in_hand_costs_nothing(sign: s
     for worker in range(2):
         kill(env, worker, sign)
     for action in actions:
-        getattr(env, begin)(action)
-        expected = plain.step(action)
-        got = env.step_wait() if begin == "step_async" else None
-        if got is not None:
-            np.testing.assert_array_equal(got[0], expected[0])
-            assert "lost" not in got[4]
+        got = getattr(env, begin)(action) or env.step_wait()
+        np.testing.assert_array_equal(got[0], plain.step(action)[0])
+        assert "lost" not in got[4]
     for name, array in env.get_state().items():
         np.testing.assert_array_equal(array, plain.get_state()[name])
     assert env.num_replaced >= 1
@@ -111,13 +112,52 @@ def test_what_a_lost_worker_costs_depends_on_the_seed_alone(monkeypatch: pytest.
     for _ in range(2):
         env = make(ROBOT)
         env.reset(seed=5)
-        monkeypatch.setattr(env._lanes._env.env.simulation.crew, "finish", lambda: (2,))  # type: ignore[attr-defined]
+        crew_of_env = env._lanes._crew  # type: ignore[attr-defined]
+        monkeypatch.setattr(crew_of_env, "finish", partial(finish_and_lose, crew_of_env.finish, 2))
         observations.append(env.step(random_actions(env, 1)[0])[0][2])
         env.close()
     np.testing.assert_array_equal(*observations)
 
 
-def test_workers_killed_at_any_moment_harm_no_environment_but_those_in_their_hands() -> None:
+def finish_and_lose(finish: Callable[[], tuple[int, ...]], row: int) -> tuple[int, ...]:
+    return (*finish(), row)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_a_lost_row_ends_its_episode_in_every_autoreset_mode_and_with_sensors(
+    mode: AutoresetMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"autoreset_mode": mode, "tasks": [TaskParameters(observation_delay=2, sensor_noise=0.1)] * NUM_ENVS}
+    env, plain = make(ROBOT, **options), make(ROBOT, **options | {"workers": 0})
+    actions = random_actions(env, 2)
+    for each in (env, plain):
+        each.reset(seed=0)
+    crew_of_env = env._lanes._crew  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(crew_of_env, "finish", partial(finish_and_lose, crew_of_env.finish, 2))
+        observation, reward, terminated, truncated, infos = env.step(actions[0])
+    expected = plain.step(actions[0])
+    lost, others = np.arange(NUM_ENVS) == 2, np.arange(NUM_ENVS) != 2
+    np.testing.assert_array_equal(infos["lost"], lost)
+    np.testing.assert_array_equal(truncated, lost)
+    assert not terminated.any()
+    assert reward[2] == 0.0
+    assert np.isfinite(observation).all()
+    if mode is AutoresetMode.SAME_STEP:
+        np.testing.assert_array_equal(infos["_final_obs"], lost)
+    else:
+        with pytest.raises(gymnasium.error.ResetNeeded, match="environment 2 has ended"):
+            env.step(actions[1])
+        observation = env.reset(options={"reset_mask": lost})[0]
+    np.testing.assert_array_equal(observation[others], expected[0][others])
+    np.testing.assert_array_equal(env.step(actions[1])[0][others], plain.step(actions[1])[0][others])
+    env.close()
+    plain.close()
+
+
+def test_workers_killed_at_any_moment_harm_no_environment_but_those_in_their_hands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     env, plain = make("Humanoid-v5", 8), make("Humanoid-v5", 8, workers=0)
     actions = itertools.cycle(random_actions(env, 50))
     for each in (env, plain):
@@ -138,9 +178,18 @@ def test_workers_killed_at_any_moment_harm_no_environment_but_those_in_their_han
         killer.join()
         wait_for_both(env, plain, actions)
     assert env.num_replaced == crew.MAX_REPLACED
+    assert (~intact).sum() <= crew.MAX_REPLACED, "each had no more than one in hand"
     kill(env, 0)
     with pytest.raises(PeerLost, match=r"the 6th within 30 s: giving up"):
         env.step(next(actions))
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(next(actions))
+    monkeypatch.setattr(crew, "REPLACED_WITHIN_S", 0.0)  # as if that was long ago
+    for each in (env, plain):
+        each.reset(seed=1)
+    wait_for_both(env, plain, actions)
+    action = next(actions)
+    np.testing.assert_array_equal(env.step(action)[0], plain.step(action)[0])
     env.close()
     plain.close()
 
@@ -234,7 +283,7 @@ def test_interrupted_wait_is_finished_by_the_next_call_and_costs_no_worker(
         each.step(actions[0])
     env.step_async(actions[1])
     with monkeypatch.context() as patch:
-        patch.setattr("env_bridge.worker_process.receive_byte", _interrupt)
+        patch.setattr("env_bridge.worker_process.receive_byte_into", _interrupt)
         patch.setattr(crew, "LOOKS", 0)
         with pytest.raises(KeyboardInterrupt):
             env.step_wait()
@@ -245,7 +294,7 @@ def test_interrupted_wait_is_finished_by_the_next_call_and_costs_no_worker(
     plain.close()
 
 
-def _interrupt(_: object) -> None:
+def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -278,6 +327,66 @@ def test_a_step_that_is_interrupted_while_the_caller_steps_does_not_disturb_the_
     np.testing.assert_array_equal(env.step(actions[2])[0], plain.step(actions[2])[0])
     env.close()
     plain.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that came as a process was started
+def test_an_interrupt_at_any_moment_leaves_a_step_done_or_undone_or_says_that_it_is_neither(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crew, "MAX_REPLACED", 1000)  # an interrupt while a worker is told to step costs that worker
+    env, plain = make(ROBOT), make(ROBOT, workers=0)
+    env.reset(seed=0)
+    plain.reset(seed=0)
+    wait_for_both(env, plain, itertools.repeat(random_actions(env, 1)[0]))
+    rng = np.random.default_rng(0)
+    outcomes, replaced = [], 0
+    before_handler = signal.signal(signal.SIGALRM, _interrupt)
+    try:
+        for action in random_actions(env, 60):
+            before = plain.get_state()
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 6e-4))
+                env.step(action)
+                time.sleep(0.001)
+            except KeyboardInterrupt:
+                plain.step(action)
+                outcomes.append(_outcome(env, action, before, plain.get_state()))
+            env.set_state(plain.get_state())
+            if env.num_replaced > replaced:  # starting processes takes time, in which the next interrupt would come
+                wait_for_both(env, plain, itertools.repeat(action))
+                replaced = env.num_replaced
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before_handler)
+    assert {"done", "undone", "torn"} >= set(outcomes) >= {"done"}
+    assert len(outcomes) > 30
+    env.close()
+    plain.close()
+
+
+def _outcome(
+    env: BridgeVectorEnv,
+    action: NDArray[np.float32],
+    before: Mapping[str, NDArray[Any]],
+    after: Mapping[str, NDArray[Any]],
+) -> str:
+    """What became of an interrupted step; fails where that is not said truly."""
+    found = env.get_state()
+    for outcome, expected in (("undone", before), ("done", after)):
+        if all(np.array_equal(found[name], expected[name]) for name in expected):
+            return outcome
+    with pytest.raises(gymnasium.error.ResetNeeded, match="failed half way"):
+        env.step(action)
+    return "torn"
+
+
+def test_a_crew_that_cannot_join_leaves_no_process() -> None:
+    before = set(psutil.Process().children())
+    robot = find_robot(ROBOT, {})
+    assert robot is not None
+    with pytest.raises(SwarmError):
+        RobotSimulation(robot, NUM_ENVS, crew.ProcessCrew(2, "Ant-v4", {}, NUM_ENVS))
+    assert set(psutil.Process().children()) == before
 
 
 def test_answer_that_nobody_waited_for_is_not_taken_for_another() -> None:
