@@ -37,7 +37,7 @@ class AdaptableTeam:
     def plain(self, member: str) -> Deployment:
         """Return the member's actor with its memory lasting over episodes."""
         group = group_of(self._pinned.team, member)
-        return Deployment(member=member, encoder=group, weights=self._pinned.acting_weights(member), carry=True)
+        return Deployment(member=member, encoder=group, weights=self._pinned.deployed_weights(member), carry=True)
 
     def looking_ahead(self, member: str, config: AdaptConfig, *, online: bool) -> Deployment:
         """Return the member with its dynamics head as trained; ``online``: adapting at every step."""

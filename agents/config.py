@@ -56,6 +56,8 @@ class SacConfig:
     Attributes:
         reward_scale: factor on rewards inside the critics, and the initial temperature. Behind a LayerNorm only the
             last layer can grow, by about one learning rate an update: values of hundreds are out of reach for too long.
+        average_rate: the deployed actor is a running average of the trained one, towards which it moves by this share
+            an update (Nikishin et al. 2018, weight averaging); 0: the newest. Experience is always the newest one's.
         own_share: share of each batch from rows in which the member acted itself.
         pooled_targets: 2: the minimum over a random two of all eligible target critics; 1: own targets only.
         discounts: one per member in their fixed order, over again where they are fewer; empty: ``discount`` for all.
@@ -74,6 +76,7 @@ class SacConfig:
     target_rate: float = 0.005
     target_entropy: float = -3.0
     policy_delay: int = 1
+    average_rate: float = 0.0
     own_share: float = 0.35
     pooled_targets: int = 2
     discounts: tuple[float, ...] = ()

@@ -79,7 +79,7 @@ def export_policy(
     chosen = member or deployed_member(pinned.run_dir, manifest)
     if chosen not in pinned.team.members:
         raise ConfigError(f"unknown member {chosen!r}; members of this run: {', '.join(pinned.team.members)}")
-    weights = pinned.acting_weights(chosen)
+    weights = pinned.deployed_weights(chosen)
     card = describe(pinned, manifest, chosen, weights)
     try:
         return write_policy(path, weights, card, form=form)

@@ -24,6 +24,7 @@ from swarm.errors import CheckpointError
 MIN_PARAMETERS = 50_000
 MAX_PARAMETERS = 54_000
 WIDE_OBSERVATION = 100
+VECTORS = ("theta", "m", "v", "targets", "anchor", "average")
 _SCALARS = len(astuple(Scalars()))
 
 
@@ -85,7 +86,7 @@ def init_member(
 def to_arrays(member: MemberState) -> dict[str, NDArray[np.generic]]:
     """Arrays for a checkpoint; `from_arrays` gives the same member back, to the last bit."""
     scalars = np.array(astuple(member.scalars), np.float64)
-    vectors = {name: getattr(member, name).numpy() for name in ("theta", "m", "v", "targets", "anchor")}
+    vectors = {name: getattr(member, name).numpy() for name in VECTORS}
     return {**vectors, "scalars": scalars}
 
 
@@ -100,28 +101,30 @@ def from_arrays(
     sizes = network_sizes(config, observation_size, action_size)
     total = (sizes.num_parameters,)
     expected = {"theta": total, "m": total, "v": total, "targets": (2, sizes.critic.size), "scalars": (_SCALARS,)}
-    if "anchor" not in arrays or arrays["anchor"].shape != (0,):
-        expected["anchor"] = (sizes.actor.size,)
+    for name in ("anchor", "average"):
+        if name not in arrays or arrays[name].shape != (0,):
+            expected[name] = (sizes.actor.size,)
     for name, shape in expected.items():
         found = arrays[name].shape if name in arrays else None
         if found != shape:
             raise CheckpointError(f"member array {name!r} has shape {found}, expected {shape}: other network sizes?")
     return MemberState(
         sizes=sizes,
-        **{name: torch.tensor(arrays[name]) for name in ("theta", "m", "v", "targets", "anchor")},
+        **{name: torch.tensor(arrays[name]) for name in VECTORS},
         scalars=scalars_from(arrays["scalars"].tolist()),
     )
 
 
 def acting_weights(
-    member: MemberState, encoder: Parameters, scales: Scales, feature_scale: float = 1.0
+    member: MemberState, encoder: Parameters, scales: Scales, feature_scale: float = 1.0, *, deployed: bool = False
 ) -> dict[str, NDArray[np.float32]]:
     """Return what a rollout policy needs: ``enc.*``, ``actor.*``, ``norm.*`` and an identity ``adapter.*``.
 
     Args:
         feature_scale: factor on the encoder's output while training; here it is part of the actor's first layer.
+        deployed: of the actor that is deployed, instead of the newest.
     """
-    actor = dict(member.sizes.actor.views(member.sizes.split(member.theta)[1]))
+    actor = dict(member.sizes.actor.views(member.deployed_actor if deployed else member.actor))
     features = len(encoder["output_b"])
     scale = torch.ones(member.sizes.inputs, dtype=actor["w1"].dtype)
     scale[-features:] = feature_scale
@@ -141,7 +144,7 @@ def acting_weights(
 @torch.inference_mode()
 def propose_actions(member: MemberState, inputs_BX: Tensor) -> Tensor:
     """Return the member's deterministic actions (B, A) in [−1, 1]."""
-    return torch.tanh(actor_output(member.sizes, member.sizes.split(member.theta)[1], inputs_BX)[0])
+    return torch.tanh(actor_output(member.sizes, member.actor, inputs_BX)[0])
 
 
 @torch.inference_mode()

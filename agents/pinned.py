@@ -248,25 +248,24 @@ class Pinned:
         best = cast(str, self._ledger["best"])
         if self.team.mode == "independent" or best == member or not self._ledger["standings"]:
             return None
-        pinned = self.member(best)
-        return pinned.sizes.split(pinned.theta)[1]
+        return self.member(best).actor
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
-    def acting_weights(self, member: str) -> dict[str, NDArray[np.float32]]:
-        """Weights of a member's rollout policy."""
-        group = group_of(self.team, member)
-        return self.weights_of(self.member(member), group)
+    def deployed_weights(self, member: str) -> dict[str, NDArray[np.float32]]:
+        """Weights of a member's rollout policy as it is deployed."""
+        return self.weights_of(self.member(member), group_of(self.team, member), deployed=True)
 
-    def weights_of(self, state: MemberState, group: str) -> dict[str, NDArray[np.float32]]:
-        """Weights of the rollout policy of a member's training state."""
-        return acting_weights(state, self.encoder(group), self.scales(group), self.team.member.feature_scale)
+    def weights_of(self, state: MemberState, group: str, *, deployed: bool = False) -> dict[str, NDArray[np.float32]]:
+        """Weights of the rollout policy of a member's training state, the newest or as ``deployed``."""
+        encoder, scales = self.encoder(group), self.scales(group)
+        return acting_weights(state, encoder, scales, self.team.member.feature_scale, deployed=deployed)
 
-    def seat_weights(self, seats: Sequence[str]) -> Arrays:
-        """Weights of all seated members, ``name/`` before each key."""
+    def seat_weights(self, seats: Sequence[str], *, deployed: bool) -> Arrays:
+        """Weights of all seated members, the newest or as ``deployed``, ``name/`` before each key."""
         joined: dict[str, NDArray[np.generic]] = {}
         for name in sorted(set(seats)):
-            joined |= prefixed(self.acting_weights(name), name)
+            joined |= prefixed(self.weights_of(self.member(name), group_of(self.team, name), deployed=deployed), name)
         return joined
 
     def policy_state(self, seats: Sequence[str]) -> NDArray[np.float32]:

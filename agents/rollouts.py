@@ -71,7 +71,7 @@ def collection_requests(pinned: Pinned, terms: Mapping[str, Json]) -> list[Rollo
         num_steps=steps,
         policy=POLICY,
         policy_options={"seats": list(seats), "random": cast(bool, terms["random"])},
-        weights=pinned.seat_weights(seats),
+        weights=pinned.seat_weights(seats, deployed=False),
         snapshot=snapshot,
         policy_state=None if snapshot is None else pinned.policy_state(seats),
         noise_seed=stream_key(team.seed, round_index, "explore", stream),
@@ -165,7 +165,7 @@ def _episodes_request(
         num_steps=team.trials.steps if trials else None,
         policy=POLICY,
         policy_options={"seats": list(seats), "random": False},
-        weights=pinned.seat_weights(seats),
+        weights=pinned.seat_weights(seats, deployed=True),
         carry_state=trials,
         max_episode_steps=team.trials.episode_steps if trials else team.rounds.evaluation_steps,
     )

@@ -62,6 +62,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "team.sac.target_rate": _above(0, 1),
     "team.sac.target_entropy": _at_least(-100, 100),
     "team.sac.policy_delay": _at_least(1, 100),
+    "team.sac.average_rate": _at_least(0, 1),
     "team.sac.own_share": _at_least(0, 1),
     "team.sac.pooled_targets": _at_least(1, 10),
     "team.sac.discounts": _at_least(0, 1),

@@ -53,6 +53,7 @@ def reset(member: MemberState, num_layers: int, seed: int) -> MemberState:
         m=torch.zeros_like(theta),
         v=torch.zeros_like(theta),
         targets=targets,
+        average=torch.empty(0),
         scalars=replace(
             scalars,
             alpha_m=0.0,

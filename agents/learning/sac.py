@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,7 @@ class MemberState:
         theta: (P,) two critics, then the actor; ``m`` and ``v`` are its Adam moments.
         targets: (2, P_critic) target critics.
         anchor: (P_actor,) the best member's actor when the weight of guidance was last adapted; empty without guidance.
+        average: (P_actor,) running average of the actor, which is deployed; empty: the actor itself is.
 
     There is no random state: every draw comes from a stream keyed by the run's seed, the round and the member.
     """
@@ -93,11 +94,22 @@ class MemberState:
     targets: Tensor
     scalars: Scalars
     anchor: Tensor = field(default_factory=lambda: torch.empty(0))
+    average: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def num_updates(self) -> int:
         """Updates so far."""
         return self.scalars.critic_steps
+
+    @property
+    def actor(self) -> Tensor:
+        """(P_actor,) the trained actor, a view of ``theta``."""
+        return self.sizes.split(self.theta)[1]
+
+    @property
+    def deployed_actor(self) -> Tensor:
+        """(P_actor,) the actor that is deployed."""
+        return self.average if len(self.average) else self.actor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +199,7 @@ class _Learner:
         guide: Tensor | None,
     ) -> None:
         self._member, self._packed = member, replay.packed.numpy()
+        self._average_rate = config.average_rate
         peers = [peer_targets] if peer_targets is not None and config.pooled_targets > 1 else []
         self._vectors = Vectors(
             theta=aligned_copy(member.theta.numpy()),
@@ -249,6 +262,7 @@ class _Learner:
             anchor=torch.from_numpy(self._peers.anchor) if self._guided else self._member.anchor,
         )
         updates, actor_updates = scalars.critic_steps - before.critic_steps, scalars.actor_steps - before.actor_steps
+        state = replace(state, average=_moved(self._member.average, state.actor, updates, self._average_rate))
         return state, LearnMetrics(
             num_updates=updates,
             critic_loss=_mean(self._sums[SUM_LOSS], updates),
@@ -285,6 +299,15 @@ def scalars_from(values: Sequence[float]) -> Scalars:
         for field, value in zip(fields(Scalars), values, strict=True)
     }
     return Scalars(**named)
+
+
+def _moved(average: Tensor, actor: Tensor, num_updates: int, rate: float) -> Tensor:
+    """Return ``average`` after ``num_updates`` updates that led to ``actor``; it begins with the first one's."""
+    if rate == 0:
+        return torch.empty(0)
+    if not len(average):
+        return actor.clone()
+    return torch.lerp(average, actor, 1 - (1 - rate) ** num_updates)
 
 
 def _mean(total: float, count: int) -> float:

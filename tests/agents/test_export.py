@@ -55,7 +55,9 @@ def test_exported_policy_acts_as_the_run_does_to_the_last_bit(
     run_dir: Path, policy: ExportedPolicy, spec: EnvironmentSpec
 ) -> None:
     pinned = Pinned(run_dir, make_team(run_dir), 1)
-    acting = build_policy(pinned.seat_weights(("state",) * BLOCK_SIZE), {"seats": ["state"] * BLOCK_SIZE})
+    acting = build_policy(
+        pinned.seat_weights(("state",) * BLOCK_SIZE, deployed=True), {"seats": ["state"] * BLOCK_SIZE}
+    )
     rng = np.random.default_rng(0)
     low, high = np.array(spec.action_low), np.array(spec.action_high)
     ours, theirs = policy.initial_state(BLOCK_SIZE), np.zeros((BLOCK_SIZE, acting.state_size), np.float32)

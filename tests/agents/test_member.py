@@ -86,9 +86,9 @@ def test_the_two_critics_of_a_member_differ() -> None:
 
 
 def test_training_goes_on_from_a_saved_member_as_if_never_stopped() -> None:
-    """With everything on that has a state: guidance before and after an adaptation, imitation, delay and a reset."""
+    """With all on that has a state: guidance before and after an adaptation, imitation, delay, average, a reset."""
     member, replay = trained()
-    config = SacConfig(batch_size=16, guidance=1.0, imitation=0.5, policy_delay=2)
+    config = SacConfig(batch_size=16, guidance=1.0, imitation=0.5, policy_delay=2, average_rate=0.01)
     guide = member.sizes.split(init_member(SMALL, 4, 2, seed=5).theta)[1]
 
     def train(state: MemberState, updates: int, seed: int) -> MemberState:

@@ -25,7 +25,9 @@ def policy_cost(pinned: Pinned, starts: np.ndarray) -> float:
     member, discount = pinned.team.members[0], pinned.team.sac.discount
     costs = []
     for block in starts.reshape(-1, BLOCK_SIZE, 2):
-        policy = build_policy(pinned.seat_weights((member,) * BLOCK_SIZE), {"seats": [member] * BLOCK_SIZE})
+        policy = build_policy(
+            pinned.seat_weights((member,) * BLOCK_SIZE, deployed=True), {"seats": [member] * BLOCK_SIZE}
+        )
         x, cost, reward = block.copy(), np.zeros(BLOCK_SIZE), np.zeros(BLOCK_SIZE, np.float32)
         state = np.zeros((BLOCK_SIZE, policy.state_size), np.float32)
         for t in range(HORIZON):

@@ -100,7 +100,7 @@ def test_recomputed_features_equal_those_that_were_acted_on(run: TrialRun, round
     pinned = Pinned(run.path, team, round_index - 1)
     seats = ["state"] * 8
     terms = {"stream": "nominal", "round": round_index, "seats": seats, "steps": 25, "random": False}
-    watched = Watched(pinned.seat_weights(seats), seats)
+    watched = Watched(pinned.seat_weights(seats, deployed=False), seats)
     parts = [run_rollout(request, policy=watched) for request in collection_requests(pinned, terms)]
     first = 25 * (round_index - 1)
     stored = {name: np.array(column[:first]) for name, column in run.columns.items()}

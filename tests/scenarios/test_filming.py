@@ -134,7 +134,7 @@ def test_adapted_policy_is_filmed_on_its_task_as_film_and_gif(
 ) -> None:
     team = make_run(Path("other"))
     pinned = Pinned(Path("other"), team, 1)
-    deployment = Deployment(member="meta", encoder="shared", weights=pinned.acting_weights("meta"))
+    deployment = Deployment(member="meta", encoder="shared", weights=pinned.deployed_weights("meta"))
     task = TaskParameters(direction=math.pi)
     policy = AdaptedPolicy(deployment=deployment, task=task, env_id=HALF_CHEETAH.env_id, round_index=1, level="probe")
     save_adapted(run_dir, "back", policy)

@@ -92,3 +92,8 @@ def test_after_a_reset_the_optimiser_starts_afresh_and_counts_and_ranges_stay(tr
     assert fresh.scalars.log_alpha == trained.scalars.log_alpha
     assert fresh.scalars.seen_high == trained.scalars.seen_high
     assert trained.scalars.resets == 0
+
+
+def test_a_reset_forgets_the_running_average(trained: MemberState) -> None:
+    fresh = reset(replace(trained, average=trained.actor / 2), 3, seed=9)
+    assert torch.equal(fresh.deployed_actor, fresh.actor)

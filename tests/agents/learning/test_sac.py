@@ -278,3 +278,16 @@ def test_all_pairs_of_pooled_targets_are_drawn_equally_often() -> None:
     found, counts = np.unique(np.sort(pairs, axis=1), axis=0, return_counts=True)
     assert found.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
     assert counts.min() > 900
+
+
+def test_the_deployed_actor_is_a_running_average_that_training_does_not_see() -> None:
+    averaging = replace(SAC, average_rate=0.01)
+    first = run(member(), 20, sac=averaging)[0]
+    assert torch.equal(first.deployed_actor, first.actor)
+    second = run(first, 30, seed=1, sac=averaging)[0]
+    expected = first.actor + (1 - 0.99**30) * (second.actor - first.actor)
+    torch.testing.assert_close(second.deployed_actor, expected)
+    assert not torch.equal(second.deployed_actor, second.actor)
+    plain = run(run(member(), 20)[0], 30, seed=1)[0]
+    assert torch.equal(second.theta, plain.theta)
+    assert torch.equal(plain.deployed_actor, plain.actor)
