@@ -53,7 +53,13 @@ TARGETS: Mapping[str, Target] = {
     ),
     "ant-2": Target(
         preset="ant",
-        settings=(*ONE_AGENT, "budget_steps=100000", "rounds.updates_per_step=2", "member.feature_scale=0.02"),
+        settings=(
+            *ONE_AGENT,
+            "budget_steps=100000",
+            "rounds.updates_per_step=2",
+            "member.feature_scale=0.02",
+            "sac.average_rate=0.0002",
+        ),
         mean_return=2_000.0,
         distance_m=20.0,
     ),
