@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 import numpy as np
@@ -34,11 +35,19 @@ class RolloutCancelled(SwarmError):
 
 def load_policy(name: str, weights: Arrays, options: Mapping[str, Json]) -> Policy:
     """Build the policy of entry point ``name``. Raises ``ConfigError``: unknown name, or weights do not fit."""
-    found = {point.name: point for point in entry_points(group="swarm.policies")}
+    if name not in _installed_policies():
+        _installed_policies.cache_clear()  # it may have been installed since
+    found = _installed_policies()
     if name not in found:
         raise ConfigError(f"unknown policy {name!r}; installed policies: {', '.join(sorted(found))}")
     factory: PolicyFactory = found[name].load()
     return factory(weights, options)
+
+
+@cache
+def _installed_policies() -> Mapping[str, EntryPoint]:
+    """Entry points by name; reading them takes as long as a hundred steps."""
+    return {point.name: point for point in entry_points(group="swarm.policies")}
 
 
 def check_request(request: RolloutRequest) -> None:

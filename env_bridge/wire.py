@@ -65,7 +65,7 @@ def encode(letter: Letter) -> list[bytes | memoryview]:
     return [MAGIC, msgpack.packb(header), *frames]
 
 
-def decode(frames: Sequence[zmq.Frame | bytes]) -> Letter:
+def decode(frames: Sequence[zmq.Frame | bytes | memoryview]) -> Letter:
     """Check and read the frames of one letter. Raises ``CodecError`` with a countable reason."""
     buffers = [frame.buffer if isinstance(frame, zmq.Frame) else memoryview(frame) for frame in frames]
     if len(buffers) < 2 or bytes(buffers[0][: len(MAGIC) + 1]) != MAGIC:

@@ -62,7 +62,9 @@ def send_frames(connection: socket.socket, written: Sequence[bytes | memoryview]
     frames = [memoryview(frame).cast("B") for frame in written]
     sizes = struct.pack(f"<{len(frames)}Q", *(frame.nbytes for frame in frames))
     try:
-        connection.sendall(b"".join((LETTER, _COUNT.pack(len(frames)), sizes, *frames)))
+        connection.sendall(b"".join((LETTER, _COUNT.pack(len(frames)), sizes)))
+        for frame in frames:
+            connection.sendall(frame)
     except OSError as error:
         raise PeerLost(f"the other process has ended ({error})") from error
 
@@ -78,10 +80,10 @@ def receive_letter(connection: socket.socket) -> Letter:
     return decode([_receive(connection, size) for size in sizes])
 
 
-def _receive(connection: socket.socket, size: int) -> bytes:
-    buffer = bytearray(size)
-    _receive_into(connection, memoryview(buffer))
-    return bytes(buffer)
+def _receive(connection: socket.socket, size: int) -> memoryview:
+    buffer = memoryview(bytearray(size))
+    _receive_into(connection, buffer)
+    return buffer
 
 
 def _receive_into(connection: socket.socket, view: memoryview) -> None:
