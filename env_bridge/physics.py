@@ -160,7 +160,7 @@ class RobotSimulation:
             name: np.stack([read(self.model)] * self.num_envs) for name, read in self._robot.constants().items()
         }
         self._fields = board.fields | self._constants
-        self._before: Floats | None = None  # positions before a step, where they are known
+        self._before: Floats | None = None  # positions as they are, or before a step; where they are known
         addresses = self._models.addresses
         self._own = Stepper(self._robot, addresses, data, board)
         self.crew.join(self._own, lambda: Stepper(self._robot, addresses, mujoco.MjData(self.model), board))
@@ -191,8 +191,7 @@ class RobotSimulation:
 
     def send(self, action: NDArray[Any], indices: NDArray[np.int64]) -> None:
         """See `Simulation`."""
-        if self._before is None:
-            self._before = self._robot.locate(self._fields)
+        self._located()
         self._board.write(action, indices)
         self._is_under_way = True
         self.crew.begin()
@@ -249,7 +248,13 @@ class RobotSimulation:
 
     def distance(self) -> Floats:
         """Position of the robot's reference point along each heading, (E,)."""
-        return self._goals.speed(self._robot.locate(self._fields)).copy()
+        return self._goals.speed(self._located()).copy()
+
+    def _located(self) -> Floats:
+        """Positions of the robots as they are, (E, …), computed once."""
+        if self._before is None:
+            self._before = self._robot.locate(self._fields)
+        return self._before
 
     def qpos(self) -> Floats:
         """Generalised positions (E, Q)."""
