@@ -6,6 +6,7 @@ Letters: E environments, O observation.
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -77,19 +78,22 @@ class AsyncBridgeVectorEnv:
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Step all environments. Raises as `BridgeVectorEnv.step`.
 
-        Cancelled, the workers finish the step, and the next call begins after it. Where a worker of an environment's
-        own class is lost, the loop stands still until its replacement has started.
+        Cancelled, the workers finish the step, and the next call begins after it.
         """
         async with self._lock:
-            await self._answers()  # of a step that was cancelled
-            self.vector.step_async(actions)
-            await self._answers()
-            return self.vector.step_wait()
+            if await self._answers():  # of a step that was cancelled, if any
+                self.vector.step_async(actions)
+            else:
+                await _to_the_end(self.vector.step_async, actions)
+            if await self._answers():
+                return self.vector.step_wait()
+            return await _to_the_end(self.vector.step_wait)
 
-    async def _answers(self) -> None:
-        """Wait until all workers have answered, so that reading their answers waits for nothing."""
-        for descriptor in self.vector.waits_for():
-            await _readable(descriptor, self.vector.patience_s, self._look_s)
+    async def _answers(self) -> bool:
+        """Wait until all workers have answered; false where one was lost, which others must not wait for."""
+        give_up = asyncio.get_running_loop().time() + self.vector.patience_s
+        answers = [await _readable(each, give_up, self._look_s) for each in self.vector.waits_for()]
+        return all(answers)
 
     async def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """Give each environment its task. Raises ``ConfigError`` where one does not fit."""
@@ -115,11 +119,15 @@ class AsyncBridgeVectorEnv:
 async def _to_the_end(call: Callable[..., ResultT], *arguments: Any, **named: Any) -> ResultT:  # noqa: ANN401
     """Call in a thread, and wait for it even when cancelled: two threads must not talk to the same workers."""
     running = asyncio.ensure_future(asyncio.to_thread(call, *arguments, **named))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from running.exception()
+    return running.result()
 
 
 def _close_opened(opening: asyncio.Future[BridgeVectorEnv]) -> None:
@@ -128,16 +136,18 @@ def _close_opened(opening: asyncio.Future[BridgeVectorEnv]) -> None:
         opening.result().close()
 
 
-async def _readable(descriptor: int, patience_s: float, look_s: float) -> None:
-    """Wait until there is something to read; after ``patience_s`` the one who reads finds that there is nothing.
+async def _readable(descriptor: int, give_up: float, look_s: float) -> bool:
+    """Wait until there is something to read; false after the loop's time ``give_up``, and where the stream has ended.
 
     Args:
         look_s: how long to go on turning the loop, which other coroutines share, instead of falling asleep.
     """
+    if descriptor < 0:  # it is known to be lost
+        return False
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(descriptor, _release, ready)
-    timer = loop.call_later(patience_s, _release, ready)
+    timer = loop.call_at(give_up, _release, ready)
     look_until = loop.time() + look_s
     try:
         while not ready.done() and loop.time() < look_until:  # noqa: ASYNC110 - not to sleep is the point
@@ -146,6 +156,9 @@ async def _readable(descriptor: int, patience_s: float, look_s: float) -> None:
     finally:
         timer.cancel()
         loop.remove_reader(descriptor)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return [events for _, events in poll.poll(0)] == [select.POLLIN]
 
 
 def _release(ready: asyncio.Future[None]) -> None:

@@ -317,9 +317,9 @@ class ProcessCrew:
         for mate in self._mates:
             mate.worker.close()
         self._mates = []
-        if self._memory is not None:
-            os.close(self._memory)
-            self._memory = None
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            os.close(memory)
 
 
 class Replacements:

@@ -5,10 +5,8 @@ Letters: E environments, O observation, A action.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,8 +15,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from env_bridge import vector_env
-from env_bridge.autoreset import Batch, Mask, assemble
+from env_bridge import arguments, vector_env
+from env_bridge.autoreset import Batch, assemble
 from env_bridge.crew import ProcessCrew
 from env_bridge.lanes import PENDING, LaneOptions, Lanes, LocalLanes
 from env_bridge.physics import RobotSimulation
@@ -26,14 +24,9 @@ from env_bridge.tasks import check_task
 from env_bridge.vector_env import import_id
 from env_bridge.viewer import Viewer, check_mode
 from env_bridge.worker_lanes import WorkerLanes
-from env_bridge.worker_process import PATIENCE_S, processors
+from env_bridge.worker_process import PATIENCE_S
 from swarm.environment import EnvironmentSpec, TaskParameters
 from swarm.errors import ActionError, ConfigError
-
-ACTIONS: Final = ("gymnasium", "strict")
-MAX_SEED: Final = 1 << 63
-FEW: Final = 8
-"""Environments for which telling a worker takes about as long as stepping them here."""
 
 
 class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
@@ -48,8 +41,8 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         env_id: a Gymnasium id; ``module:Id`` imports the module that registers it, here and in each worker.
         num_envs: how many.
         workers: processes that step: in `step` this one and others, after `step_async` others alone; 0: only this one.
-            ``None``: only this one for up to `FEW` environments, else as many as there are processors. While none is
-            lost, they never change a bit.
+            ``None``: only this one for up to `arguments.FEW` environments, else as many as there are processors. While
+            none is lost, they never change a bit.
         autoreset_mode: as in Gymnasium.
         max_episode_steps: overrides the environment's own limit.
         tasks: task parameters per environment; ``reset(options={"tasks": …})`` changes them.
@@ -78,12 +71,12 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self.render_mode = options.pop("render_mode", None)
         if self.render_mode is not None:
             check_mode(self.render_mode)
-        num_workers = _check(num_envs, workers, actions, patience_s)
+        num_workers = arguments.check(num_envs, workers, actions, patience_s)
         num_envs = int(num_envs)
         given = LaneOptions(
             env_id=env_id,
             num_envs=num_envs,
-            mode=_mode(autoreset_mode),
+            mode=arguments.autoreset_mode(autoreset_mode),
             options=options,
             max_episode_steps=max_episode_steps,
         )
@@ -96,6 +89,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self.patience_s = patience_s
         self._is_stepping = False
         self._is_torn = False
+        self._has_tasks = True
         self._viewer: Viewer | None = None
         self._pending = np.zeros(num_envs, dtype=np.bool_)
         self._unstarted = np.ones(num_envs, dtype=np.bool_)
@@ -159,43 +153,19 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         """
         self._finish_step()
         rest = dict(options or {})
-        mask = self._reset_mask(rest.pop("reset_mask", None))
+        mask = arguments.reset_mask(rest.pop("reset_mask", None), self.num_envs)
+        seeds = arguments.seeds(seed, self._unstarted)
         tasks = rest.pop("tasks", None)
         if tasks is not None:
             self.set_tasks(tasks)
-        started = self._lanes.reset(self._seeds(seed), mask, rest or None)
+        was_torn, self._is_torn = self._is_torn, True  # until all are reset
+        started = self._lanes.reset(seeds, mask, rest or None)
         self._pending = self._pending & ~mask
         self._unstarted = self._unstarted & ~mask
-        self._is_torn = self._is_torn and not mask.all()
+        self._is_torn = was_torn and not mask.all()
         if started.told:
             return started.observation, self._join_told(started.told)
         return started.observation, assemble(started.columns, (), self._reset_keys, mask)
-
-    def _reset_mask(self, mask: Any) -> Mask:  # noqa: ANN401 - from a user's dictionary
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
-            raise ConfigError(f"reset_mask: got {mask!r}, expected a bool array of shape ({self.num_envs},)")
-        if not mask.any():
-            raise ConfigError("reset_mask is false everywhere; name at least one environment")
-        return mask
-
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        seeds: list[int | None]
-        if seed is None:
-            seeds = [None] * self.num_envs
-        else:
-            if not isinstance(seed, Iterable):
-                (first,) = _whole([seed])
-                seed = [(first or 0) + index for index in range(self.num_envs)]
-            seeds = _whole(seed)
-        if len(seeds) != self.num_envs:
-            raise ConfigError(f"got {len(seeds)} seeds for {self.num_envs} environments")
-        if any(given is not None and not 0 <= given < MAX_SEED for given in seeds):
-            raise ConfigError(f"got seed {seed}; expected whole numbers from 0, below 2^63")
-        fresh = np.random.SeedSequence().generate_state(self.num_envs).tolist()
-        unseeded = [given is None and new for given, new in zip(seeds, self._unstarted.tolist(), strict=True)]
-        return [random if draw else given for random, draw, given in zip(fresh, unseeded, seeds, strict=True)]
 
     def step(
         self, actions: NDArray[Any]
@@ -207,15 +177,14 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             gymnasium.error.ResetNeeded: an environment was never reset, or has ended and resets are disabled.
             PeerLost: workers die or hang again and again.
         """
-        self._begin(actions)
+        self._begin(actions, delegate=False)
         return self.step_wait()
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Begin a step: workers are stepping when this returns. Raises as `step`."""
-        self._begin(actions)
-        self._lanes.delegate()
+        self._begin(actions, delegate=True)
 
-    def _begin(self, actions: NDArray[Any]) -> None:
+    def _begin(self, actions: NDArray[Any], *, delegate: bool) -> None:
         self._finish_step()
         given = actions
         if not isinstance(actions, np.ndarray) or actions.dtype != self._action_dtype:
@@ -230,11 +199,21 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             raise gymnasium.error.ResetNeeded(
                 f"environment {int(np.argmax(self._pending))} has ended; reset it (options={{'reset_mask': …}})"
             )
-        if self._is_torn:
-            raise gymnasium.error.ResetNeeded("the last step failed half way; reset all environments, or set a state")
+        self._check_whole()
+        if not self._has_tasks:
+            raise gymnasium.error.ResetNeeded("giving tasks failed half way; give them again")
+        self._lanes.check_ready()
         self._is_torn = True  # until all are told
         self._lanes.send(given)
+        if delegate:
+            self._lanes.delegate()
         self._is_stepping, self._is_torn = True, False
+
+    def _check_whole(self) -> None:
+        if self._is_torn:
+            raise gymnasium.error.ResetNeeded(
+                "the last step or reset failed half way; reset all environments, or set a state"
+            )
 
     def step_wait(
         self,
@@ -258,7 +237,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
 
     def waits_for(self) -> Sequence[int]:
         """Descriptors that become readable when the workers have finished the step that was begun."""
-        return self._lanes.descriptors()
+        return () if self.closed else self._lanes.descriptors()
 
     def _finish_step(self) -> None:
         """Wait for a step whose results nobody fetched (an interrupt came between)."""
@@ -323,8 +302,10 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
 
         Raises:
             ConfigError: made without ``render_mode``, or not one of MuJoCo's.
+            gymnasium.error.ResetNeeded: a step or reset failed half way.
         """
         self._finish_step()
+        self._check_whole()
         if self.render_mode is None:
             raise ConfigError("nothing to draw with: make this vector environment with render_mode='rgb_array'")
         if self._viewer is None:
@@ -343,19 +324,31 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     # --- tasks and states ---------------------------------------------------------------------------------------------
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
-        """Give each environment its task, from the next step on. Raises ``ConfigError`` where one does not fit."""
+        """Give each environment its task, from the next step on. Raises ``ConfigError`` where one does not fit.
+
+        Then nothing changes; after an interrupt, nothing is stepped until tasks were given again.
+        """
         self._finish_step()
         if not isinstance(tasks, Sequence) or not all(isinstance(task, TaskParameters) for task in tasks):
             raise ConfigError(f"got tasks {tasks!r}; expected one TaskParameters for each environment")
-        self._lanes.set_tasks([check_task(task) for task in tasks])
+        checked = [check_task(task) for task in tasks]
+        had_tasks, self._has_tasks = self._has_tasks, False  # until all know theirs
+        try:
+            self._lanes.set_tasks(checked)
+        except ConfigError:
+            self._has_tasks = had_tasks
+            raise
+        self._has_tasks = True
 
     def get_state(self) -> dict[str, NDArray[np.generic]]:
         """Everything that the future depends on, as plain arrays with leading axis E; see `branch`.
 
         Raises:
             ConfigError: the environment's class has a state that cannot be read.
+            gymnasium.error.ResetNeeded: a step or reset failed half way.
         """
         self._finish_step()
+        self._check_whole()
         state = self._lanes.get_state()
         if "physics" not in state:
             raise ConfigError(
@@ -370,7 +363,12 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         Tasks are not part of it. Raises ``ConfigError`` where it does not fit; then nothing changes.
         """
         self._finish_step()
-        self._lanes.set_state(state)
+        was_torn, self._is_torn = self._is_torn, True  # until all is set
+        try:
+            self._lanes.set_state(state)
+        except ConfigError:
+            self._is_torn = was_torn
+            raise
         self._pending = np.array(state[PENDING], dtype=np.bool_)
         self._unstarted[:] = False
         self._is_torn = False
@@ -397,33 +395,3 @@ def branch(state: Mapping[str, NDArray[np.generic]], index: int, copies: int) ->
     Their generators are copies as well: their next resets draw the same.
     """
     return {name: np.repeat(array[index : index + 1], copies, axis=0) for name, array in state.items()}
-
-
-def _whole(seeds: Iterable[int | None]) -> list[int | None]:
-    """Raises ``ConfigError`` for a seed that is neither a whole number nor none."""
-    for seed in seeds:
-        if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)):
-            raise ConfigError(f"got seed {seed!r}; expected a whole number or None for each environment")
-    return [None if seed is None else int(seed) for seed in seeds]
-
-
-def _mode(mode: AutoresetMode | str) -> AutoresetMode:
-    known = {key: item for item in AutoresetMode for key in (item, item.name, item.name.lower(), item.value)}
-    if mode not in known:
-        raise ConfigError(f"got autoreset_mode={mode!r}; expected one of {', '.join(m.name for m in AutoresetMode)}")
-    return known[mode]
-
-
-def _check(num_envs: int, workers: int | None, actions: str, patience_s: float) -> int:
-    """Return the number of workers. Raises ``ConfigError`` for what cannot be."""
-    if not isinstance(num_envs, Integral) or num_envs < 1:
-        raise ConfigError(f"got num_envs={num_envs!r}; expected a whole number of at least 1")
-    if not isinstance(patience_s, int | float) or not 0 < patience_s < math.inf:
-        raise ConfigError(f"got patience_s={patience_s!r}; expected seconds above 0")
-    if workers is not None and (not isinstance(workers, Integral) or workers < 0):
-        raise ConfigError(f"got workers={workers}; expected 0 (this process), a number of processes, or None")
-    if actions not in ACTIONS:
-        raise ConfigError(f"got actions={actions!r}; expected one of {', '.join(ACTIONS)}")
-    if workers is not None:
-        return int(workers)
-    return 0 if num_envs <= FEW else len(processors())

@@ -77,6 +77,10 @@ class Lanes(Protocol):
         """
         ...
 
+    def check_ready(self) -> None:
+        """Raise ``PeerLost`` where environments lost their worker outside a step, and were not reset or set since."""
+        ...
+
     def send(self, action: NDArray[Any]) -> None:
         """Begin a step with checked actions (E, …)."""
         ...
@@ -139,6 +143,9 @@ class LocalLanes:
         self._env.env.reseed([seed if fresh else None for seed, fresh in zip(seeds, mask.tolist(), strict=True)])
         observation, columns, told = self._env.reset(mask, options)
         return Started(observation=observation, columns=columns, told=told)
+
+    def check_ready(self) -> None:
+        """Nothing: environments are kept here, and outside a step nobody else holds one."""
 
     def send(self, action: NDArray[Any]) -> None:
         """See `Lanes`."""

@@ -117,7 +117,7 @@ class Simulation(Protocol):
         ...
 
     def close(self) -> None:
-        """Release threads."""
+        """Release what steps: threads, processes, environments."""
         ...
 
 

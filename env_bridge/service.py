@@ -16,7 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from env_bridge.gym_vector import FEW, BridgeVectorEnv
+from env_bridge.arguments import FEW
+from env_bridge.gym_vector import BridgeVectorEnv
 from env_bridge.infos import infos_to_arrays
 from env_bridge.rollout import Share, check_request, run_rollout
 from env_bridge.rollout_pool import RolloutPool

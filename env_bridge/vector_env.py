@@ -261,7 +261,7 @@ class VectorEnv:
 
     def send(self, action: NDArray[Any], active: NDArray[np.bool_] | None = None) -> None:
         """Begin a `step` with checked actions. Until `wait`, only `restart` may be called."""
-        self._active = active
+        self._active, self._restarted = active, []
         self.simulation.send(action, self._everyone if active is None else np.flatnonzero(active))
 
     def restart(self, indices: Sequence[int]) -> None:

@@ -47,6 +47,7 @@ from swarm.errors import CodecError, ConfigError, PeerLost, SwarmError
 from swarm.messages import Json
 
 TOLD: Final = "told"
+LOOK_FOR_OWNER_S: Final = 1
 
 
 class Rows:
@@ -218,10 +219,14 @@ def guarded(letter: Letter, perform: Callable[[Letter], Letter]) -> Letter:
 
 
 def _outlive_briefly(descriptor: int) -> None:
-    """Wait until the owner's end of the socket is closed; then end the process, even in the middle of its work."""
-    hangup = select.poll()
+    """Wait until the owner's end of the socket is closed; then end the process, even in the middle of its work.
+
+    Where the owner forked, its child holds that end, too: an owner that has died is noticed by itself.
+    """
+    hangup, owner = select.poll(), os.getppid()
     hangup.register(descriptor, 0)  # a closed end is always reported
-    hangup.poll()
+    while not hangup.poll(1000 * LOOK_FOR_OWNER_S) and os.getppid() == owner:
+        pass
     time.sleep(EXIT_PATIENCE_S)  # a worker that is idle ends by itself, and in order
     os._exit(1)
 

@@ -111,19 +111,23 @@ class WorkerLanes:
 
     # --- stepping -----------------------------------------------------------------------------------------------------
 
-    def send(self, action: NDArray[Any]) -> None:
+    def check_ready(self) -> None:
         """See `Lanes`."""
         if self._stranded.any():
-            raise self._stranding()
+            rows = ", ".join(str(row) for row in np.flatnonzero(self._stranded).tolist())
+            raise PeerLost(f"environments {rows} lost their worker; reset them, or set a state")
+
+    def send(self, action: NDArray[Any]) -> None:
+        """See `Lanes`."""
         np.copyto(self._shared.arrays["action"], action)
         for piece in self._pieces:
-            piece.phase = Phase.UNREACHED  # where it stays that, `wait` replaces the worker
+            piece.phase = Phase.UNREACHED  # where it stays that, `settle` replaces the worker
             with contextlib.suppress(PeerLost):
                 piece.worker.send_step()
                 piece.phase = Phase.ASKED
 
     def settle(self) -> None:
-        """See `Lanes`. Raises what an environment's class raised, once all workers have answered."""
+        """See `Lanes`. Raises what an environment's class raised, too; anything once all workers have answered."""
         failures: list[SwarmError] = []
         for piece in self._pieces:
             if piece.phase not in (Phase.ASKED, Phase.UNREACHED):
@@ -134,8 +138,11 @@ class WorkerLanes:
                 piece.told = tuple(_told(piece.worker.wait_step(), piece))
                 piece.phase = Phase.ANSWERED
             except PeerLost as error:
-                self._replace(piece, error)
-                piece.told, piece.phase = (), Phase.LOST
+                try:
+                    self._replace(piece, error)
+                    piece.told, piece.phase = (), Phase.LOST
+                except PeerLost as failure:
+                    failures.append(failure)
             except SwarmError as error:
                 failures.append(error)
                 piece.told, piece.phase = (), Phase.ANSWERED
@@ -157,7 +164,7 @@ class WorkerLanes:
 
     def descriptors(self) -> Sequence[int]:
         """See `Lanes`."""
-        return [piece.worker.descriptor for piece in self._pieces if piece.phase is Phase.ASKED]
+        return [piece.worker.descriptor for piece in self._pieces if piece.phase in (Phase.ASKED, Phase.UNREACHED)]
 
     def _batch(self, told: Told, lost: Sequence[Piece]) -> Batch:
         out = self._shared.copy()
@@ -183,7 +190,11 @@ class WorkerLanes:
         )
 
     def _replace(self, piece: Piece, error: PeerLost) -> None:
-        """Start another worker for the rows of ``piece``; new episodes, which the next step resets once more."""
+        """Start another worker for the rows of ``piece``; new episodes, which the next step resets once more.
+
+        Interrupted, or where that one is lost as well, the piece stays ``UNREACHED``.
+        """
+        piece.phase = Phase.UNREACHED
         self._replacements.note(lost_text(error, piece.worker.kill()), error)
         piece.worker = self._start(piece.cpu)
         self._send_make(piece)
@@ -200,6 +211,7 @@ class WorkerLanes:
         body: dict[str, Json] = {"seeds": seeds, "pending": pending, "options": None}
         piece.worker.send("reset", body, {"mask": np.ones(count, dtype=np.bool_)})
         piece.worker.wait()
+        piece.phase = Phase.IDLE
 
     # --- everything else ----------------------------------------------------------------------------------------------
 
@@ -232,15 +244,15 @@ class WorkerLanes:
         """
         answers: list[Letter] = []
         failures: list[SwarmError] = []
-        lost = [piece for piece in self._pieces if not _sent(ask, piece)]
+        lost = [piece for piece in self._pieces if piece.phase is Phase.UNREACHED or not _sent(ask, piece)]
         for piece in self._pieces:
             try:
                 if piece in lost:
                     raise PeerLost("it could not be asked")
                 answers.append(piece.worker.wait())
             except PeerLost as error:
-                self._replace(piece, error)
                 self._stranded[piece.rows] = True
+                self._replace(piece, error)
                 if overwrites:
                     ask(piece)
                     answers.append(piece.worker.wait())
@@ -248,14 +260,9 @@ class WorkerLanes:
                 failures.append(error)
         if failures:
             raise failures[0]
-        if self._stranded.any() and not overwrites:
-            raise self._stranding()
+        if not overwrites:
+            self.check_ready()
         return answers
-
-    def _stranding(self) -> PeerLost:
-        """The error of environments that lost their worker outside a step, and were neither reset nor set since."""
-        rows = ", ".join(str(row) for row in np.flatnonzero(self._stranded).tolist())
-        return PeerLost(f"environments {rows} lost their worker; reset them, or set a state")
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """See `Lanes`; where one worker refuses, all go back to the tasks from before."""
@@ -283,7 +290,9 @@ class WorkerLanes:
         try:
             self._send_state(state)
         except ConfigError:
-            if before is not None:
+            if before is None:
+                self._stranded[:] = True  # some may be where the state says, and others not
+            else:
                 self._send_state(before)
             raise
         self._stranded[:] = False
@@ -303,12 +312,12 @@ class WorkerLanes:
 
     def close(self) -> None:
         """See `Lanes`."""
+        for piece in self._pieces:
+            piece.worker.disconnect()
+        for piece in self._pieces:
+            piece.worker.close()
         if not self._closed:
             self._closed = True
-            for piece in self._pieces:
-                piece.worker.disconnect()
-            for piece in self._pieces:
-                piece.worker.close()
             os.close(self._memory)
 
 

@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -34,6 +35,8 @@ PATIENCE_S: Final = 60.0
 """A worker that has not answered a step after this long hangs."""
 LONG_PATIENCE_S: Final = 120.0
 """What a worker may always take for anything else."""
+GRACE_S: Final = 1.0
+"""What is left of a step's time at least, should nobody have looked for so long (this process slept, too)."""
 NOTHING_ASKED: Final = b"-"
 UNANSWERED: Final = b"?"
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -62,7 +65,7 @@ class WorkerProcess:
         self._numbers = itertools.count(1)
         self._connection, theirs = socket.socketpair()
         self._patience_s = patience_s
-        self._waits_s = 0.0
+        self._waits_s = self._asked_s = 0.0
         self._is_ready = False
         self._is_cut = False
         self._question = np.frombuffer(STEP, np.uint8)
@@ -106,6 +109,7 @@ class WorkerProcess:
         """Have the worker step; `wait_step` must follow."""
         self._settle()
         self._wait_for(self._patience_s)
+        self._asked_s = time.monotonic()
         if not ask(self._connection.fileno(), self._question, self._answer, UNANSWERED):
             raise PeerLost("the other process has ended")
 
@@ -116,6 +120,9 @@ class WorkerProcess:
 
     def wait_step(self) -> Letter | None:
         """Wait for the end of the step; a letter where the worker has more to say than that it is done."""
+        since_s = time.monotonic() - self._asked_s
+        if since_s > GRACE_S:
+            self._wait_for(max(self._patience_s - since_s, min(GRACE_S, self._patience_s)))
         answer = self._receive()
         return None if answer is None else raise_error(answer)
 
@@ -144,7 +151,7 @@ class WorkerProcess:
 
     @property
     def descriptor(self) -> int:
-        """Becomes readable with the next answer, or the end of the worker."""
+        """Becomes readable with the next answer, or the end of the worker; negative once it was killed."""
         return self._connection.fileno()
 
     def _wait_for(self, seconds: float) -> None:
@@ -197,12 +204,13 @@ class WorkerProcess:
     def kill(self) -> str:
         """End the worker now; return how it had ended, if it had."""
         code = self.process.poll()
+        if code is None:
+            self.process.kill()
+            self.process.wait()
         self._connection.close()
         self._answer[:] = ord(NOTHING_ASKED)
         self._is_cut = False
         if code is None:
-            self.process.kill()
-            self.process.wait()
             return "did not answer and was killed"
         return f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 

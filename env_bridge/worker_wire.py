@@ -23,16 +23,18 @@ DONE: Final = b"d"
 LETTER: Final = b"l"
 EXIT_PATIENCE_S: Final = 5.0
 """How long a worker may go on after its owner closed the connection or ended."""
+LATE: Final = "the other process did not answer in time"
 _COUNT: Final = struct.Struct("<I")
 _TIMEVAL: Final = struct.Struct("@ll")
 
 
 def set_patience(connection: socket.socket, seconds: float) -> None:
-    """Have the kernel end a receive that waits longer than ``seconds``. Raises ``PeerLost`` where it was closed."""
+    """Have the kernel end a receive or send that waits longer than ``seconds``. Raises ``PeerLost`` once closed."""
     whole = int(seconds)
     limit = _TIMEVAL.pack(whole, int((seconds - whole) * 1_000_000))
     try:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        for which in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            connection.setsockopt(socket.SOL_SOCKET, which, limit)
     except OSError as error:
         raise PeerLost(f"it was given up ({error})") from error
 
@@ -65,6 +67,8 @@ def send_frames(connection: socket.socket, written: Sequence[bytes | memoryview]
         connection.sendall(b"".join((LETTER, _COUNT.pack(len(frames)), sizes)))
         for frame in frames:
             connection.sendall(frame)
+    except BlockingIOError:
+        raise PeerLost(LATE) from None
     except OSError as error:
         raise PeerLost(f"the other process has ended ({error})") from error
 
@@ -92,7 +96,7 @@ def _receive_into(connection: socket.socket, view: memoryview) -> None:
         try:
             received = connection.recv_into(view[filled:])
         except BlockingIOError:
-            raise PeerLost("the other process did not answer in time") from None
+            raise PeerLost(LATE) from None
         except OSError as error:
             raise PeerLost(f"the other process has ended ({error})") from error
         if not received:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
+import time
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 from env_bridge import AsyncBridgeVectorEnv, BridgeVectorEnv
 from swarm.errors import ActionError, ConfigError
+from tests.env_bridge import fragile
 
 
 async def test_steps_of_a_coroutine_are_those_of_plain_code() -> None:
@@ -99,3 +104,60 @@ async def test_killed_worker_is_replaced_under_a_coroutine_too() -> None:
 async def test_a_coroutine_needs_a_worker() -> None:
     with pytest.raises(ConfigError, match="workers=0"):
         await AsyncBridgeVectorEnv.open("HalfCheetah-v4", 2, workers=0)
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v4", fragile.ENV_ID])
+@pytest.mark.parametrize("sign", [signal.SIGSTOP, signal.SIGKILL])
+async def test_the_loop_goes_on_while_a_lost_worker_is_replaced(env_id: str, sign: signal.Signals) -> None:
+    async with await AsyncBridgeVectorEnv.open(env_id, 4, workers=2, patience_s=1.0) as env:
+        await env.reset(seed=0)
+        action = np.zeros(env.vector.action_space.shape, np.float32)
+        await env.step(action)
+        for pid in env.vector.worker_pids:
+            os.kill(pid, sign)
+        stood_still_s = 0.0
+
+        async def watch() -> None:
+            nonlocal stood_still_s
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(0.005)
+                stood_still_s = max(stood_still_s, time.monotonic() - before)
+
+        watching = asyncio.create_task(watch())
+        await env.step(action)
+        watching.cancel()
+        assert env.vector.num_replaced == 2
+        assert stood_still_s < 0.5, "shorter than a worker's patience, and its start"
+
+
+async def test_a_call_that_is_cancelled_again_and_again_is_over_before_the_next_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with await AsyncBridgeVectorEnv.open("HalfCheetah-v4", 2) as env:
+        is_free, reset = threading.Event(), env.vector.reset
+
+        def slow_reset(**given: Any) -> Any:
+            assert is_free.wait(30.0)
+            return reset(**given)
+
+        monkeypatch.setattr(env.vector, "reset", slow_reset)
+        resetting = asyncio.create_task(env.reset(seed=0))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            resetting.cancel()
+        await asyncio.sleep(0)
+        assert not resetting.done()
+        is_free.set()
+        with pytest.raises(asyncio.CancelledError):
+            await resetting
+
+
+async def test_a_closed_environment_says_so_even_with_a_step_under_way() -> None:
+    env = await AsyncBridgeVectorEnv.open(fragile.ENV_ID, 2)
+    await env.reset(seed=0)
+    action = np.zeros((2, 1), np.float32)
+    env.vector.step_async(action)
+    await env.aclose()
+    with pytest.raises(gymnasium.error.ClosedEnvironmentError):
+        await env.step(action)

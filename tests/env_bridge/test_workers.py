@@ -6,8 +6,7 @@ import itertools
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,36 +15,14 @@ import numpy as np
 import psutil
 import pytest
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 
-from env_bridge import BridgeVectorEnv, crew
+from env_bridge import crew, worker_process
 from env_bridge.physics import RobotSimulation
 from env_bridge.stepping import TAKEN
 from env_bridge.vector_env import find_robot
 from swarm.environment import TaskParameters
-from swarm.errors import PeerLost, SwarmError
-
-ROBOT = "HalfCheetah-v4"
-OWN_CLASS = "Pusher-v5"
-"""Steps through Gymnasium's class, in workers that each have their own rows."""
-NUM_ENVS = 4
-
-
-def make(env_id: str, num_envs: int = NUM_ENVS, **options: Any) -> BridgeVectorEnv:
-    return BridgeVectorEnv(env_id, num_envs, **{"workers": 2, **options})
-
-
-def random_actions(env: BridgeVectorEnv, steps: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).uniform(-0.4, 0.4, (steps, *env.action_space.shape)).astype(np.float32)
-
-
-def kill(env: BridgeVectorEnv, index: int, sign: signal.Signals = signal.SIGKILL) -> None:
-    """Return when the signal has done its work."""
-    process = psutil.Process(env.worker_pids[index])
-    process.send_signal(sign)
-    if sign == signal.SIGKILL:
-        while process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.001)
+from swarm.errors import ConfigError, PeerLost, SwarmError
+from tests.env_bridge.worker_tests import NUM_ENVS, OWN_CLASS, ROBOT, kill, make, random_actions, wait_for_both
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
@@ -194,18 +171,6 @@ def test_workers_killed_at_any_moment_harm_no_environment_but_those_in_their_han
     plain.close()
 
 
-def wait_for_both(env: BridgeVectorEnv, plain: BridgeVectorEnv, actions: Iterator[NDArray[np.float32]]) -> None:
-    """Step both until all workers of the first have joined."""
-    deadline, all_asked = time.monotonic() + 60.0, False
-    while not all_asked:
-        assert time.monotonic() < deadline, "a replacement does not join"
-        action = next(actions)
-        env.step_async(action)
-        all_asked = len(env.waits_for()) == len(env.worker_pids)
-        env.step_wait()
-        plain.step(action)
-
-
 def test_a_replacement_knows_the_tasks_of_before_and_those_given_while_it_started() -> None:
     env, plain = make(ROBOT), make(ROBOT, workers=0)
     actions = itertools.cycle(random_actions(env, 20))
@@ -263,121 +228,12 @@ def test_worker_with_rows_of_its_own_lost_between_steps_is_told_by_everything_bu
     kill(env, 1)
     env.reset(options={"reset_mask": np.array([True, False, True, False])})
     action = random_actions(env, 1)[0]
-    with pytest.raises(PeerLost, match="environments 3 lost their worker"):
-        env.step(action)
-    with pytest.raises(gymnasium.error.ResetNeeded):
-        env.step(action)
-    env.reset(seed=0)
+    for _ in range(2):
+        with pytest.raises(PeerLost, match="environments 3 lost their worker"):
+            env.step(action)
+    env.reset(options={"reset_mask": np.array([False, False, False, True])})
     env.step(action)
     env.close()
-
-
-@pytest.mark.parametrize("env_id", [ROBOT, OWN_CLASS])
-def test_interrupted_wait_is_finished_by_the_next_call_and_costs_no_worker(
-    env_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    env, plain = make(env_id), make(env_id, workers=0)
-    actions = random_actions(env, 3)
-    for each in (env, plain):
-        each.reset(seed=0)
-        each.step(actions[0])
-    env.step_async(actions[1])
-    with monkeypatch.context() as patch:
-        patch.setattr("env_bridge.worker_process.receive_byte_into", _interrupt)
-        patch.setattr(crew, "LOOKS", 0)
-        with pytest.raises(KeyboardInterrupt):
-            env.step_wait()
-    plain.step(actions[1])
-    np.testing.assert_array_equal(env.step(actions[2])[0], plain.step(actions[2])[0])
-    assert env.num_replaced == 0
-    env.close()
-    plain.close()
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("place", ["begin", "finish"])
-def test_a_step_that_is_interrupted_while_the_caller_steps_does_not_disturb_the_next(
-    place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    env, plain = make(ROBOT), make(ROBOT, workers=0)
-    actions = random_actions(env, 3)
-    for each in (env, plain):
-        each.reset(seed=0)
-    before = env.get_state()
-    with monkeypatch.context() as patch:
-        done = getattr(env._lanes._crew, place)  # type: ignore[attr-defined]
-
-        def interrupted() -> None:
-            if place == "begin":
-                done()
-            raise KeyboardInterrupt
-
-        patch.setattr(env._lanes._crew, place, interrupted)  # type: ignore[attr-defined]
-        with pytest.raises(KeyboardInterrupt):
-            env.step(actions[0])
-    if place == "begin":
-        with pytest.raises(gymnasium.error.ResetNeeded, match="failed half way"):
-            env.step(actions[1])
-        env.set_state(before)
-    else:
-        plain.step(actions[0])
-    np.testing.assert_array_equal(env.step(actions[2])[0], plain.step(actions[2])[0])
-    env.close()
-    plain.close()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that came as a process was started
-def test_an_interrupt_at_any_moment_leaves_a_step_done_or_undone_or_says_that_it_is_neither(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(crew, "MAX_REPLACED", 1000)  # an interrupt while a worker is told to step costs that worker
-    env, plain = make(ROBOT), make(ROBOT, workers=0)
-    env.reset(seed=0)
-    plain.reset(seed=0)
-    wait_for_both(env, plain, itertools.repeat(random_actions(env, 1)[0]))
-    rng = np.random.default_rng(0)
-    outcomes, replaced = [], 0
-    before_handler = signal.signal(signal.SIGALRM, _interrupt)
-    try:
-        for action in random_actions(env, 60):
-            before = plain.get_state()
-            try:
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 6e-4))
-                env.step(action)
-                time.sleep(0.001)
-            except KeyboardInterrupt:
-                plain.step(action)
-                outcomes.append(_outcome(env, action, before, plain.get_state()))
-            env.set_state(plain.get_state())
-            if env.num_replaced > replaced:  # starting processes takes time, in which the next interrupt would come
-                wait_for_both(env, plain, itertools.repeat(action))
-                replaced = env.num_replaced
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before_handler)
-    assert {"done", "undone", "torn"} >= set(outcomes) >= {"done"}
-    assert len(outcomes) > 30
-    env.close()
-    plain.close()
-
-
-def _outcome(
-    env: BridgeVectorEnv,
-    action: NDArray[np.float32],
-    before: Mapping[str, NDArray[Any]],
-    after: Mapping[str, NDArray[Any]],
-) -> str:
-    """What became of an interrupted step; fails where that is not said truly."""
-    found = env.get_state()
-    for outcome, expected in (("undone", before), ("done", after)):
-        if all(np.array_equal(found[name], expected[name]) for name in expected):
-            return outcome
-    with pytest.raises(gymnasium.error.ResetNeeded, match="failed half way"):
-        env.step(action)
-    return "torn"
 
 
 def test_a_crew_that_cannot_join_leaves_no_process() -> None:
@@ -407,3 +263,20 @@ def test_no_worker_survives_its_environment(env_id: str) -> None:
     assert len(processes) == 2
     env.close()
     assert not any(process.is_running() for process in processes)
+
+
+def test_a_stopped_worker_that_a_long_letter_cannot_be_sent_to_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_envs = 8000
+    env = make(ROBOT, num_envs, workers=1)
+    env.reset(seed=0)
+    kill(env, 0, signal.SIGSTOP)
+    monkeypatch.setattr(worker_process, "LONG_PATIENCE_S", 0.5)
+    env.set_tasks([TaskParameters(mass=1.5, gravity=1.1, friction=0.9, damping=1.2)] * num_envs)
+    assert env.num_replaced == 1
+    env.close()
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 1e-4, 1e7, float("nan"), "long"])
+def test_patience_is_a_number_of_seconds_that_a_socket_can_wait(patience_s: Any) -> None:
+    with pytest.raises(ConfigError, match=r"got patience_s=.*; expected seconds from 0.001 to 1000000"):
+        make(ROBOT, patience_s=patience_s)

@@ -1,0 +1,94 @@
+"""What a user of `BridgeVectorEnv` may say, checked: a wrong value is a ``ConfigError``.
+
+Letters: E environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any, Final
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from env_bridge.autoreset import Mask
+from env_bridge.worker_process import processors
+from swarm.errors import ConfigError
+
+ACTIONS: Final = ("gymnasium", "strict")
+MAX_SEED: Final = 1 << 63
+MIN_PATIENCE_S: Final = 0.001
+MAX_PATIENCE_S: Final = 1e6
+FEW: Final = 8
+"""Environments for which telling a worker takes about as long as stepping them here."""
+
+
+def check(num_envs: int, workers: int | None, actions: str, patience_s: float) -> int:
+    """Return the number of workers. Raises ``ConfigError`` for what cannot be."""
+    if not isinstance(num_envs, Integral) or num_envs < 1:
+        raise ConfigError(f"got num_envs={num_envs!r}; expected a whole number of at least 1")
+    if not isinstance(patience_s, int | float) or not MIN_PATIENCE_S <= patience_s <= MAX_PATIENCE_S:
+        raise ConfigError(
+            f"got patience_s={patience_s!r}; expected seconds from {MIN_PATIENCE_S:g} to {MAX_PATIENCE_S:.0f}"
+        )
+    if workers is not None and (not isinstance(workers, Integral) or workers < 0):
+        raise ConfigError(f"got workers={workers}; expected 0 (this process), a number of processes, or None")
+    if actions not in ACTIONS:
+        raise ConfigError(f"got actions={actions!r}; expected one of {', '.join(ACTIONS)}")
+    if workers is not None:
+        return int(workers)
+    return 0 if num_envs <= FEW else len(processors())
+
+
+def autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    """The mode of that name or value. Raises ``ConfigError``."""
+    known = {key: item for item in AutoresetMode for key in (item, item.name, item.name.lower(), item.value)}
+    if mode not in known:
+        raise ConfigError(f"got autoreset_mode={mode!r}; expected one of {', '.join(m.name for m in AutoresetMode)}")
+    return known[mode]
+
+
+def reset_mask(mask: Any, num_envs: int) -> Mask:  # noqa: ANN401 - from a user's dictionary
+    """The environments to reset (E,); ``None``: all. Raises ``ConfigError``."""
+    if mask is None:
+        return np.ones(num_envs, dtype=np.bool_)
+    if not isinstance(mask, np.ndarray) or mask.shape != (num_envs,) or mask.dtype != np.bool_:
+        raise ConfigError(f"reset_mask: got {mask!r}, expected a bool array of shape ({num_envs},)")
+    if not mask.any():
+        raise ConfigError("reset_mask is false everywhere; name at least one environment")
+    return mask
+
+
+def seeds(given: int | Sequence[int | None] | None, unstarted: NDArray[np.bool_]) -> list[int | None]:
+    """One seed for each environment, ``None`` where its generator goes on.
+
+    Args:
+        given: as `BridgeVectorEnv.reset` takes them.
+        unstarted: (E,) environments without a generator yet, which get a random seed where none is given.
+
+    Raises:
+        ConfigError: not whole numbers from 0, or not as many as environments.
+    """
+    num_envs = len(unstarted)
+    chosen: list[int | None]
+    if given is None:
+        chosen = [None] * num_envs
+    elif isinstance(given, Iterable):
+        chosen = [_whole(seed) for seed in given]
+    else:
+        chosen = [(_whole(given) or 0) + index for index in range(num_envs)]
+    if len(chosen) != num_envs:
+        raise ConfigError(f"got {len(chosen)} seeds for {num_envs} environments")
+    if any(seed is not None and not 0 <= seed < MAX_SEED for seed in chosen):
+        raise ConfigError(f"got seed {given}; expected whole numbers from 0, below 2^63")
+    fresh = np.random.SeedSequence().generate_state(num_envs).tolist()
+    unseeded = [seed is None and new for seed, new in zip(chosen, unstarted.tolist(), strict=True)]
+    return [random if draw else seed for random, draw, seed in zip(fresh, unseeded, chosen, strict=True)]
+
+
+def _whole(seed: object) -> int | None:
+    if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)):
+        raise ConfigError(f"got seed {seed!r}; expected a whole number or None for each environment")
+    return None if seed is None else int(seed)
