@@ -20,7 +20,8 @@ from safetensors.numpy import save
 from agents.config import TeamConfig
 from agents.dynamics_heads import Lookahead
 from agents.randomness import stream_key
-from agents.rollouts import POLICY, prefixed
+from agents.rollout_policy import prefixed
+from agents.rollouts import POLICY
 from swarm.checkpoint import write_durably
 from swarm.environment import RolloutRequest, TaskParameters
 from swarm.errors import CheckpointError, ConfigError

@@ -10,9 +10,9 @@ from typing import ClassVar, cast
 import numpy as np
 from safetensors.numpy import save
 
+from agents.pinned import ENVIRONMENT_FILE
 from agents.plan import NOMINAL
 from agents.rollouts import (
-    ENVIRONMENT_FILE,
     TASK_SIZE,
     chosen_tasks,
     collection_requests,

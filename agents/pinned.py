@@ -40,8 +40,7 @@ from agents.member import (
 )
 from agents.plan import NOMINAL, group_of, groups_of
 from agents.randomness import stream_key
-from agents.rollouts import ENVIRONMENT_FILE, prefixed
-from agents.trainer import Trainer
+from agents.rollout_policy import prefixed
 from swarm.checkpoint import CheckpointStore, Manifest
 from swarm.environment import EnvironmentSpec
 from swarm.errors import ConfigError
@@ -52,6 +51,7 @@ from swarm.policy import BLOCK_SIZE
 VOTE_STEPS: Final = 16
 POOLED_EXPERIENCE: Final = 0.5
 KEPT: Final = 4
+ENVIRONMENT_FILE: Final = "environment.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -203,10 +203,6 @@ class Pinned:
         return dict(zip(members, votes(self.member(voter), inputs, proposals).tolist(), strict=True))
 
     # --- training -----------------------------------------------------------------------------------------------------
-
-    def trainer(self, member: str, round_index: int) -> Trainer:
-        """Return the training of ``member`` in round ``round_index``, on everything its group has collected."""
-        return Trainer(self, member, round_index)
 
     def replay(self, member: str) -> tuple[Replay, NDArray[np.int64]]:
         """Valid rows that ``member`` learns from, and the indices of those in which it acted itself."""

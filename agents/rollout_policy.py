@@ -75,6 +75,11 @@ def _by_member(weights: Arrays) -> dict[str, dict[str, Float32Array]]:
     return members
 
 
+def prefixed(weights: Arrays, name: str) -> dict[str, NDArray[np.generic]]:
+    """Return ``weights`` with ``name/`` before each key, as `build_policy` takes those of several members."""
+    return {f"{name}/{key}": value for key, value in weights.items()}
+
+
 class SeatedPolicy:
     """Members on the seats of each block; see `swarm.policy.Policy`."""
 

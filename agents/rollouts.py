@@ -18,13 +18,12 @@ from agents.plan import NOMINAL
 from agents.randomness import generator, stream_key
 from agents.trials import Stretch, cut_into_trials, tasks_of_trial
 from swarm.environment import EpisodeStatistics, RolloutRequest, RolloutResult, TaskParameters
-from swarm.messages import Arrays, Json
+from swarm.messages import Json
 from swarm.policy import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from agents.pinned import Pinned
 
-ENVIRONMENT_FILE: Final = "environment.safetensors"
 POLICY: Final = "member"
 SHIFTED_FACTORS: Final = ("gravity", "mass", "friction", "damping")
 TASK_SIZE: Final = len(fields(TaskParameters))
@@ -221,8 +220,3 @@ def mean_returns(result: RolloutResult) -> NDArray[np.float64]:
     rewards = np.asarray(result.columns["reward"], np.float64)
     valid = np.asarray(result.columns["valid"], bool)
     return cast(NDArray[np.float64], np.where(valid, rewards, 0.0).sum(axis=0))
-
-
-def prefixed(weights: Arrays, name: str) -> dict[str, NDArray[np.generic]]:
-    """Return ``weights`` with ``name/`` before each key, as the rollout policy expects them."""
-    return {f"{name}/{key}": value for key, value in weights.items()}

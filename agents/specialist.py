@@ -11,6 +11,7 @@ from typing import ClassVar, cast
 from agents.bidding import bid_for_rights
 from agents.config import TeamConfig
 from agents.pinned import Pinned, pinned_round
+from agents.trainer import Trainer
 from agents.world_work import member_gradients
 from swarm.agent import Agent, AgentContext
 from swarm.checkpoint import CheckpointStore
@@ -103,7 +104,7 @@ class Specialist(Agent):
             )
         )
         updates = cast(int, terms["updates"])
-        trainer = await context.compute(pinned.trainer, member, round_index)
+        trainer = await context.compute(Trainer, pinned, member, round_index)
         for _ in range(updates // self.team.rounds.lot):
             await context.compute(trainer.train, self.team.rounds.lot)
         if updates == 0:

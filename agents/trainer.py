@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +13,10 @@ from safetensors.numpy import save
 from agents.learning.resets import is_due, reset
 from agents.learning.sac import LearnMetrics, MemberState, learn
 from agents.member import to_arrays
+from agents.pinned import Pinned
 from agents.plan import group_of
 from agents.randomness import generator, stream_key
 from swarm.messages import Json
-
-if TYPE_CHECKING:
-    from agents.pinned import Pinned
 
 
 class Trainer:

@@ -14,8 +14,8 @@ from safetensors.numpy import save
 
 from agents.config import TeamConfig
 from agents.ledger import Ledger, Standing
-from agents.pinned import fresh_files
-from agents.rollouts import ENVIRONMENT_FILE, TASK_SIZE
+from agents.pinned import ENVIRONMENT_FILE, fresh_files
+from agents.rollouts import TASK_SIZE
 from scenarios.scenario import Scenario, load_preset
 from swarm.checkpoint import CheckpointStore
 from swarm.environment import EnvironmentSpec
