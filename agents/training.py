@@ -322,12 +322,14 @@ class TrainingRun:
         self.context.publish(RoundCommitted(round_index=plan.index, rows=self.rows, summary=summary))
 
     async def _report(self) -> None:
-        """Choose the member to deploy by selection episodes, then evaluate it on fresh ones."""
+        """Choose the member to deploy by selection episodes, then evaluate it on fresh ones.
+
+        In a run on several tasks, every member meets a whole block of them: what it gets depends on which it meets.
+        """
+        least = len(self.team.members) if self.team.train_tasks else 2
+        blocks = max(least, self.team.rounds.evaluation_blocks)
         selection, steps = await self._repeatedly(
-            "the final selection",
-            lambda: self._evaluation(
-                self.index, self.team.members, "final", max(2, self.team.rounds.evaluation_blocks)
-            ),
+            "the final selection", lambda: self._evaluation(self.index, self.team.members, "final", blocks)
         )
         best = max(sorted(selection.scores), key=lambda name: selection.scores[name])
         found, more_steps = await self._repeatedly(
