@@ -105,7 +105,9 @@ def from_arrays(
         if name not in arrays or arrays[name].shape != (0,):
             expected[name] = (sizes.actor.size,)
     for name, shape in expected.items():
-        found = arrays[name].shape if name in arrays else None
+        if name not in arrays:
+            raise CheckpointError(f"member array {name!r} is missing: this run was made by another version; use that one")
+        found = arrays[name].shape
         if found != shape:
             raise CheckpointError(f"member array {name!r} has shape {found}, expected {shape}: other network sizes?")
     return MemberState(
