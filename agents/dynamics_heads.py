@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.rollout_policy import Float32Array
+from agents.acting_kernel import Float32Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

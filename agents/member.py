@@ -106,7 +106,9 @@ def from_arrays(
             expected[name] = (sizes.actor.size,)
     for name, shape in expected.items():
         if name not in arrays:
-            raise CheckpointError(f"member array {name!r} is missing: this run was made by another version; use that one")
+            raise CheckpointError(
+                f"member array {name!r} is missing: this run was made by another version; use that one"
+            )
         found = arrays[name].shape
         if found != shape:
             raise CheckpointError(f"member array {name!r} has shape {found}, expected {shape}: other network sizes?")

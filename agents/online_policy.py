@@ -22,8 +22,9 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.acting_kernel import Float32Array
 from agents.dynamics_heads import Heads, Lookahead, adapt_heads
-from agents.rollout_policy import Float32Array, MemberPolicy, SeatedPolicy
+from agents.rollout_policy import MemberPolicy, SeatedPolicy
 from swarm.errors import ConfigError
 from swarm.messages import Arrays, Json
 from swarm.policy import BLOCK_SIZE, Policy, PolicyInput

@@ -1,33 +1,32 @@
-"""Acting as a `swarm.policy.Policy`: encoder and actor of one or more members in NumPy. Imports no torch.
+"""Acting as a `swarm.policy.Policy`: encoder and actor of one or more members, compiled. Imports no torch.
 
-Letters in this file: M members, B blocks, E environments of a block (always `BLOCK_SIZE`), O observation, A action, S
-policy state.
+Letters in this file: M members, N encoders, E environments, R rows of seats, O observation, V visible part of it, D
+features, A action, S policy state.
 
-State of an environment: that of the encoder, then the previous action. Every distinct member acts on the whole block
-and the rows of its seats are taken, so that the shape of each matrix product, and with it the last bit of its result,
-does not depend on who sits where. Members of the same sizes act side by side, as one stack of matrices; where they
-share an encoder, it makes its step once. Several blocks of a single member act as a stack too: the same small products,
-in one call.
+State of an environment: that of the encoder, then the previous action. Each member acts on the rows of its seats, in
+all blocks at once; what results for a row does not depend on the others (`agents.acting_kernel`). Members of the same
+sizes act in one call, and where they share an encoder, that makes its step for all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.acting_encoders import acting_encoder, expected_rows, required_arrays
+from agents.acting_encoders import acting_encoder, expected_shapes, required_arrays
+from agents.acting_kernel import Actor, Float32Array, Indices, Seats, Seen, choose
+from agents.learning.compiled import alone_while_compiling
+from agents.learning.tiles import aligned_copy
 from swarm.errors import ConfigError
 from swarm.messages import Arrays, Json
 from swarm.policy import BLOCK_SIZE, Policy, PolicyInput
 
-Float32Array = NDArray[np.float32]
-OBSERVATION_CLIP = 10.0
-LOG_STD_MIN = -10.0
-LOG_STD_MAX = 2.0
+ScalarT = TypeVar("ScalarT", np.float32, np.bool_)
 OPTIONS = frozenset({"seats", "random", "zero_encoder"})
 REQUIRED = (
     *(f"actor.{name}" for name in ("w1", "b1", "w2", "b2", "w3", "b3")),
@@ -91,80 +90,70 @@ class SeatedPolicy:
             raise ConfigError("seated members differ in state size; all members of a block need the same sizes")
         (self.state_size,) = sizes
         self._random = random
-        alike: dict[object, list[str]] = {}
-        for name, actor in actors.items():
-            alike.setdefault(actor.members.shapes if isinstance(actor, MemberPolicy) else name, []).append(name)
-        self._groups = [(_side_by_side([actors[n] for n in names]), *_places(names, seats)) for names in alike.values()]
         self._block = len(seats)
-        first = self._groups[0][0]
-        self._alone = first if len(actors) == 1 and isinstance(first, Members) else None
+        alike: dict[object, list[str]] = {}
+        self._others: list[tuple[Policy, Indices]] = []
+        for name, actor in actors.items():
+            if isinstance(actor, MemberPolicy):
+                alike.setdefault(actor.members.shapes, []).append(name)
+            else:
+                self._others.append((actor, np.flatnonzero(np.array(seats) == name)))
+        self._groups = [
+            (Members.stack([cast(MemberPolicy, actors[name]).members for name in names]), _places(names, seats))
+            for names in alike.values()
+        ]
+        self._seats: dict[int, list[Seats]] = {}
 
     def act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
         """Return actions in [−1, 1] and the next state, of one block (E, …) or of several, (B · E, …)."""
-        num_blocks = len(given.reset) // self._block
-        if num_blocks == 1:
-            return self._act_block(given)
-        alone = self._alone
-        if alone is None:
-            answers = [self._act_block(_block(given, slice(i, i + self._block))) for i in self._starts(given)]
-            return np.concatenate([a for a, _ in answers]), np.concatenate([s for _, s in answers])
-        actions, states = alone.act(_stacked(given, num_blocks))
-        action, state = actions.reshape(given.noise.shape), states.reshape(given.state.shape)
-        return self._finished(given, action, state)
-
-    def _starts(self, given: PolicyInput) -> range:
-        return range(0, len(given.reset), self._block)
-
-    def _act_block(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
-        action = np.empty_like(given.noise)
-        state = np.empty_like(given.state)
-        for actor, rows, places in self._groups:
-            if isinstance(actor, Members):
-                actions, states = actor.act(given)
-                action[rows] = actions[places, rows]
-                state[rows] = states[places if len(states) > 1 else 0, rows]
-            else:
-                its_action, its_state = actor.act(given)
-                action[rows], state[rows] = its_action[rows], its_state[rows]
-        return self._finished(given, action, state)
-
-    def _finished(
-        self, given: PolicyInput, action: Float32Array, state: Float32Array
-    ) -> tuple[Float32Array, Float32Array]:
+        action, state = np.empty_like(given.noise), np.empty_like(given.state)
+        for (members, _), seats in zip(self._groups, self._in_blocks(len(given.reset)), strict=True):
+            members.act(given, seats, action, state)
+        for actor, rows in self._others:
+            for first in range(0, len(given.reset), self._block):
+                block = slice(first, first + self._block)
+                its_action, its_state = actor.act(_rows_of(given, block))
+                action[block][rows], state[block][rows] = its_action[rows], its_state[rows]
         if self._random:
             action = _uniform(given.noise)
         state[:, -action.shape[1] :] = action
         return action, state
 
+    def _in_blocks(self, num_rows: int) -> list[Seats]:
+        """Return the seats of each group, in as many blocks as have ``num_rows`` rows."""
+        if num_rows not in self._seats:
+            starts = range(0, num_rows, self._block)
+            self._seats[num_rows] = [
+                _seats([np.concatenate([rows + start for start in starts]) for rows in places])
+                for _, places in self._groups
+            ]
+        return self._seats[num_rows]
 
-def _block(given: PolicyInput, rows: slice) -> PolicyInput:
-    return _mapped(given, lambda array: array[rows])
 
-
-def _stacked(given: PolicyInput, num_blocks: int) -> PolicyInput:
-    return _mapped(given, lambda array: array.reshape(num_blocks, -1, *array.shape[1:]))
-
-
-def _mapped(given: PolicyInput, change: Callable[[NDArray[Any]], NDArray[Any]]) -> PolicyInput:
+def _rows_of(given: PolicyInput, rows: slice) -> PolicyInput:
     return PolicyInput(
-        reset=change(given.reset),
-        observation=change(given.observation),
-        reward=change(given.reward),
-        state=change(given.state),
-        noise=change(given.noise),
-        started=None if given.started is None else change(given.started),
+        reset=given.reset[rows],
+        observation=given.observation[rows],
+        reward=given.reward[rows],
+        state=given.state[rows],
+        noise=given.noise[rows],
+        started=None if given.started is None else given.started[rows],
     )
 
 
-def _side_by_side(actors: Sequence[Policy]) -> Policy | Members:
-    plain = [actor.members for actor in actors if isinstance(actor, MemberPolicy)]
-    return Members.stack(plain) if plain else actors[0]
+def _places(names: Sequence[str], seats: Sequence[str]) -> list[Indices]:
+    """Return the seats of each of ``names``."""
+    return [np.flatnonzero(np.array(seats) == name) for name in names]
 
 
-def _places(names: Sequence[str], seats: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows in which one of ``names`` sits, and for each of these which one."""
-    rows = [row for row, seat in enumerate(seats) if seat in names]
-    return np.array(rows, np.int64), np.array([names.index(seats[row]) for row in rows], np.int64)
+def _seats(rows: Sequence[Indices]) -> Seats:
+    """Return the rows of each member as the kernels take them."""
+    return Seats(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+
+
+@lru_cache(maxsize=16)
+def _all_rows(number: int) -> Seats:
+    return _seats([np.arange(number)])
 
 
 def _uniform(noise: Float32Array) -> Float32Array:
@@ -183,20 +172,23 @@ class MemberPolicy:
 
     def act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
         """Return actions (E, A) in [−1, 1] and the next state (E, S)."""
-        actions, states = self.members.act(given)
-        state = states[0]
-        state[:, -actions.shape[2] :] = actions[0]
-        return actions[0], state
+        action, state = np.empty_like(given.noise), np.empty_like(given.state)
+        self.members.act(given, _all_rows(len(action)), action, state)
+        state[:, -action.shape[1] :] = action
+        return action, state
 
     def choose(self, visible: Float32Array, features: Float32Array, noise: Float32Array) -> Float32Array:
         """Return the actions (E, A) in [−1, 1] for encoded observations."""
-        chosen: Float32Array = self.members.choose(visible[None], features[None], noise)[0]
-        return chosen
+        action = np.empty_like(noise)
+        self.members.choose(np.concatenate([visible, features], axis=1), noise, _all_rows(len(noise)), action)
+        return action
 
     def encode(self, given: PolicyInput) -> tuple[Float32Array, Float32Array, Float32Array]:
         """Return visible part (E, V), features (E, D) and encoder state (E, S − A) for the given observation."""
-        visible, features, states = self.members.encode(given)
-        return visible[0], features[0], states[0]
+        state = np.empty_like(given.state)
+        seen = self.members.encode(given, _all_rows(len(state)), state)
+        num_visible = self.members.num_visible
+        return seen[:, :num_visible], seen[:, num_visible:], state[:, : -given.noise.shape[1]]
 
 
 class Members:
@@ -204,27 +196,33 @@ class Members:
 
     def __init__(self, weights: Sequence[Mapping[str, Float32Array]], *, zero_encoder: bool = False) -> None:
         self._weights, self._zero_encoder = weights, zero_encoder
-        seen = [name for name in weights[0] if name.startswith(("enc.", "norm."))]
         first = weights[0]
+        seen = [name for name in first if name.startswith(("enc.", "norm."))]
         # The team's members share one encoder; independent ones have their own.
         shared = all(np.array_equal(first[name], other[name]) for other in weights[1:] for name in seen)
         of_encoder = {name: np.stack([w[name] for w in (weights[:1] if shared else weights)]) for name in seen}
-        self._encoder = acting_encoder(
-            {n.removeprefix("enc."): v for n, v in of_encoder.items() if n.startswith("enc.")}
+        self._encoder = acting_encoder(_under("enc.", of_encoder), _under("norm.", of_encoder))
+        self.num_visible, num_features = self._encoder.widths
+        self._width = self.num_visible + num_features
+        self._actor = _stacked_actor(weights, self.num_visible if zero_encoder else self._width)
+        num_actions = self._actor.gain.shape[1]
+        self.state_size = self._encoder.state_size + num_actions
+        self._sizes = (first["norm.mean"].size, self.state_size, num_actions)
+        self._load()
+
+    def _load(self) -> None:
+        """Have the kernels compiled, or read from the cache, before anybody waits for an action."""
+        num_observed, num_state, num_actions = self._sizes
+        nobody = PolicyInput(
+            reset=np.zeros(0, np.bool_),
+            observation=np.zeros((0, num_observed), np.float32),
+            reward=np.zeros(0, np.float32),
+            state=np.zeros((0, num_state), np.float32),
+            noise=np.zeros((0, num_actions), np.float32),
         )
-        self._mean, self._factor, self._reward_factor = (
-            of_encoder[f"norm.{name}"][:, None] for name in ("mean", "factor", "reward_factor")
-        )
-        self._projection = (
-            (of_encoder["enc.proj_w"], of_encoder["enc.proj_b"][:, None]) if "enc.proj_w" in first else None
-        )
-        actor = {name: np.stack([w[f"actor.{name}"] for w in weights]) for name in ("w1", "b1", "w2", "b2", "w3", "b3")}
-        self._layers = [(actor[f"w{i}"], actor[f"b{i}"][:, None]) for i in (1, 2, 3)]
-        self._actions = first["actor.b3"].shape[0] // 2
-        ones, zeros = np.ones(self._actions, np.float32), np.zeros(self._actions, np.float32)
-        self._gain = np.stack([w.get("adapter.gain", ones) for w in weights])[:, None]
-        self._bias = np.stack([w.get("adapter.bias", zeros) for w in weights])[:, None]
-        self.state_size = self._encoder.state_size + self._actions
+        seats = _seats([np.zeros(0, np.int64)] * len(self._weights))
+        with alone_while_compiling(self._encoder.step, choose):
+            self.act(nobody, seats, np.zeros_like(nobody.noise), np.zeros_like(nobody.state))
 
     @classmethod
     def stack(cls, members: Sequence[Members]) -> Members:
@@ -236,72 +234,82 @@ class Members:
         """What members that are stacked must have in common."""
         return (self._zero_encoder, *((name, value.shape) for name, value in sorted(self._weights[0].items())))
 
-    def act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
-        """Return actions (M, E, A) in [−1, 1] and the next states (M, E, S), the action's place in these left empty.
+    def act(self, given: PolicyInput, seats: Seats, action: Float32Array, state: Float32Array) -> None:
+        """Write actions and next states to the seats' rows of ``action`` (E, A) and ``state`` (E, S).
 
-        Where members share an encoder, there is one state for all, (1, E, S).
+        The action's place in ``state`` is left.
         """
-        visible, features, states = self.encode(given)
-        action = self.choose(visible, features, given.noise)
-        state = np.empty((*states.shape[:2], self.state_size), np.float32)
-        state[..., : states.shape[2]] = states
-        return action, state
+        self.choose(self.encode(given, seats, state), given.noise, seats, action)
 
-    def choose(self, visible: Float32Array, features: Float32Array, noise: Float32Array) -> Float32Array:
-        """Return the actions (M, E, A) for encoded observations (1 or M, E, …)."""
-        (w1, b1), (w2, b2), (w3, b3) = self._layers
-        if self._zero_encoder:
-            features = np.zeros_like(features)
-        hidden = np.concatenate([visible, features], axis=2) @ w1
-        hidden += b1
-        np.maximum(hidden, 0, out=hidden)
-        hidden = hidden @ w2
-        hidden += b2
-        np.maximum(hidden, 0, out=hidden)
-        out = hidden @ w3
-        out += b3
-        std = np.maximum(out[..., self._actions :], LOG_STD_MIN)
-        np.minimum(std, LOG_STD_MAX, out=std)
-        np.exp(std, out=std)
-        std *= noise
-        action: Float32Array = out[..., : self._actions] * self._gain
-        action += self._bias
-        action += std
-        return np.tanh(action, out=action)
+    def choose(self, seen: Float32Array, noise: Float32Array, seats: Seats, action: Float32Array) -> None:
+        """Write the actions for encoded observations (R, V + D) to the seats' rows of ``action`` (E, A).
 
-    def encode(self, given: PolicyInput) -> tuple[Float32Array, Float32Array, Float32Array]:
-        """Return visible parts (·, E, V), features (·, E, D) and encoder states (·, E, S − A), · = 1 or M."""
-        split = self._encoder.state_size
-        keep = ~given.reset[..., None]
-        visible = _clip((given.observation - self._mean) * self._factor)
-        if self._projection is not None:
-            visible = visible @ self._projection[0] + self._projection[1]
-        num_visible = visible.shape[2]
-        inputs = np.empty((*visible.shape[:2], num_visible + self._actions + 1), np.float32)
-        inputs[..., :num_visible] = visible
-        inputs[..., num_visible:-1] = np.where(keep, given.state[..., split:], np.float32(0))
-        inputs[..., -1:] = np.where(keep, _clip(given.reward[..., None] * self._reward_factor), np.float32(0))
-        return visible, *self._encoder.step(inputs, keep, given.state[..., :split])
+        Args:
+            noise: (E, A).
+        """
+        choose(self._actor, seen, _plain(noise), seats, action)
+
+    def encode(self, given: PolicyInput, seats: Seats, state: Float32Array) -> Float32Array:
+        """Return visible parts and features (R, V + D); write encoder states to the seats' rows of ``state`` (E, S).
+
+        Raises:
+            ConfigError: what is given has not the sizes that these members know.
+        """
+        sizes = (given.observation.shape[1], given.state.shape[1], given.noise.shape[1])
+        if sizes != self._sizes:
+            raise ConfigError(
+                f"got observation, policy state and action of {sizes} numbers, expected {self._sizes}: "
+                "weights of another environment?"
+            )
+        encoder = self._encoder
+        seen = Seen(_plain(given.reset), _plain(given.observation), _plain(given.reward), _plain(given.state))
+        out = np.empty((len(seats.rows), self._width), np.float32)
+        encoder.step(encoder.matrices, encoder.scaling, seen, seats, out, state)
+        return out
 
 
-def _clip(values: Float32Array) -> Float32Array:
-    np.maximum(values, -OBSERVATION_CLIP, out=values)
-    return np.minimum(values, OBSERVATION_CLIP, out=values)
+def _plain(array: NDArray[ScalarT]) -> NDArray[ScalarT]:
+    """Return the array, or a copy where it is none that the kernels were compiled for."""
+    return array if array.flags.carray else array.copy()
+
+
+def _under(prefix: str, arrays: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def _stacked_actor(weights: Sequence[Mapping[str, Float32Array]], num_inputs: int) -> Actor:
+    """Return the members' actors, of which only the first inputs count."""
+    arrays = {name: np.stack([w[f"actor.{name}"] for w in weights]) for name in Actor._fields[:6]}
+    arrays["w1"][:, num_inputs:] = 0
+    num_actions = arrays["b3"].shape[1] // 2
+    for name, default in (("gain", np.ones), ("bias", np.zeros)):
+        arrays[name] = np.stack([w.get(f"adapter.{name}", default(num_actions, np.float32)) for w in weights])
+    return Actor(**{name: aligned_copy(value) for name, value in arrays.items()})
 
 
 def _check(w: Mapping[str, Float32Array]) -> None:
-    """Raise ``ConfigError`` for arrays that are missing or do not fit one another."""
-    encoder = {name.removeprefix("enc."): value for name, value in w.items() if name.startswith("enc.")}
-    required = (*(f"enc.{name}" for name in required_arrays(encoder)), *REQUIRED)
+    """Raise ``ConfigError`` for arrays that are missing or do not fit one another: the kernels trust their shapes."""
+    encoder = _under("enc.", w)
+    projection = ("enc.proj_w", "enc.proj_b") if "enc.proj_w" in w else ()
+    required = (*(f"enc.{name}" for name in required_arrays(encoder)), *projection, *REQUIRED)
     missing = [name for name in required if name not in w]
     if missing:
         raise ConfigError(f"acting weights lack {missing[0]!r}; expected {', '.join(required)}")
-    actions = w["actor.b3"].shape[0] // 2
-    visible = w["enc.proj_b" if "enc.proj_w" in w else "norm.mean"].shape[0]
-    rows = {f"enc.{name}": number for name, number in expected_rows(encoder, visible + actions + 1).items()}
-    rows |= {"actor.w1": visible + w["enc.output_b"].shape[0]}
-    rows |= {name: actions for name in ("adapter.gain", "adapter.bias") if name in w}
-    for name, expected in rows.items():
-        found = w[name].shape[0]
-        if found != expected:
-            raise ConfigError(f"acting weight {name!r} has {found} rows, expected {expected}: arrays of other sizes?")
+    observed, (first, second), actions = (
+        w["norm.mean"].size,
+        (w["actor.b1"].size, w["actor.b2"].size),
+        w["actor.b3"].size // 2,
+    )
+    visible = w["enc.proj_b"].size if projection else observed
+    shapes = {f"enc.{name}": shape for name, shape in expected_shapes(encoder, visible + actions + 1).items()}
+    shapes |= {"enc.proj_w": (observed, visible), "enc.proj_b": (visible,)} if projection else {}
+    shapes |= {"norm.mean": (observed,), "norm.factor": (observed,), "norm.reward_factor": (1,)}
+    shapes |= {"actor.w1": (visible + w["enc.output_b"].size, first), "actor.b1": (first,)}
+    shapes |= {"actor.w2": (first, second), "actor.b2": (second,)}
+    shapes |= {"actor.w3": (second, 2 * actions), "actor.b3": (2 * actions,)}
+    shapes |= {name: (actions,) for name in ("adapter.gain", "adapter.bias") if name in w}
+    for name, expected in shapes.items():
+        if w[name].shape != expected or not w[name].size:
+            raise ConfigError(
+                f"acting weight {name!r} has shape {w[name].shape}, expected {expected}: arrays of other sizes?"
+            )

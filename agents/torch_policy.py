@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.acting_kernel import OBSERVATION_CLIP
 from agents.exported import ExportedPolicy
 from agents.learning.encoder import layer_loop, visible_part
-from agents.rollout_policy import OBSERVATION_CLIP
 from swarm.checkpoint import write_durably
 from swarm.errors import ConfigError
 

@@ -135,7 +135,7 @@ def test_looking_ahead_sees_the_values_of_the_members_own_critics(pinned: Pinned
         {f"a/{name}": value for name, value in ahead.weights.items()},
         {"seats": ["a"] * 8, "lookahead": asdict(ahead.lookahead)},  # type: ignore[arg-type]
     )
-    looking = policy._groups[0][0]._actor  # type: ignore[attr-defined, union-attr]
+    looking = policy._others[0][0]._actor  # type: ignore[attr-defined, union-attr]
     member = pinned.member("meta")
     rng = np.random.default_rng(2)
     inputs = rng.standard_normal((9, member.sizes.inputs + 6)).astype(np.float32)
