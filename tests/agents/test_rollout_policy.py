@@ -177,6 +177,28 @@ def test_the_adapter_scales_and_shifts_before_squashing(case: Case) -> None:
     np.testing.assert_allclose(np.arctanh(adapted), 0.5 * np.arctanh(plain) + 0.2, atol=1e-4)
 
 
+def test_squashing_is_tanh_and_never_leaves_the_range(case: Case) -> None:
+    weights = {name: np.array(value, np.float32) for name, value in case.weights("meta").items()}
+    weights["actor.w3"][:] = 0
+    for value in (*np.linspace(-12, 12, 241), -1e30, 1e30):
+        weights["actor.b3"][:ACTION] = value
+        policy = build_policy(weights, {})
+        action, _ = policy.act(case.given(0, np.zeros((8, policy.state_size), np.float32)))
+        np.testing.assert_allclose(action, np.tanh(value), atol=3e-7)
+        assert np.abs(action).max() <= 1.0
+
+
+def test_what_is_not_a_number_stays_so_and_stays_in_its_row(case: Case) -> None:
+    policy = build_policy(case.weights("meta"), {})
+    given = case.given(0, np.zeros((8, policy.state_size), np.float32))
+    expected = policy.act(given)[0]
+    observation = given.observation.copy()
+    observation[3, 0] = np.nan
+    action = policy.act(replace(given, observation=observation))[0]
+    assert np.isnan(action[3]).all()
+    np.testing.assert_array_equal(np.delete(action, 3, axis=0), np.delete(expected, 3, axis=0))
+
+
 def test_reset_forgets_state_reward_and_action(case: Case) -> None:
     policy = build_policy(case.weights("meta"), {})
     given = replace(case.given(0, np.zeros((8, policy.state_size), np.float32)), reset=np.ones(8, bool))
