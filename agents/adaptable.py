@@ -17,7 +17,7 @@ from agents.deployment import Deployment
 from agents.dynamics_heads import Lookahead
 from agents.learning.encoder import columns_from_arrays, encode_stream
 from agents.learning.inner_loop import adapt
-from agents.learning.maml import inner_loop_of, networks_of
+from agents.learning.maml import inner_loop_of, networks_of, ridge_layer
 from agents.learning.windows import cut_windows
 from agents.learning.world_model import prepare
 from agents.learning.world_state import encoder_parameters
@@ -48,8 +48,8 @@ class AdaptableTeam:
     def adapted(self, deployment: Deployment, result: RolloutResult, config: AdaptConfig) -> Deployment:
         """Return the deployment with its dynamics head, as trained, adapted to the newest transitions of ``result``.
 
-        All environments of the block are under one task, so their transitions are one support set; environments with
-        fewer than ``config.transitions`` of them are left out. Unchanged where none has enough.
+        All environments of the block are under one task, so their transitions are one support set. Environments with
+        fewer than ``config.transitions`` of them are left out; where all have fewer, the longest count with all.
         """
         head = self._adapted_head(deployment.member, result, config.transitions)
         return deployment if head is None else replace(deployment, weights={**deployment.weights, **head})
@@ -99,7 +99,9 @@ class AdaptableTeam:
         team = self._pinned.team
         group = group_of(team, member)
         world, scales = self._pinned.world(group), self._pinned.scales(group)
-        starts = newest_windows(np.asarray(result.columns["valid"], bool), length)
+        valid = np.asarray(result.columns["valid"], bool)
+        length = min(length, int(valid.sum(axis=0).max()))
+        starts = newest_windows(valid, max(length, 1))
         if not len(starts):
             return None
         columns = columns_from_arrays(result.columns, len(result.columns["reward"]))
@@ -108,6 +110,10 @@ class AdaptableTeam:
         states = encode_stream(sizes, encoder_parameters(world), columns, scales).states
         seen = prepare(world.sizes, encoder, cut_windows(columns, states, starts, length), scales)
         known, target = (rows.transpose(0, 1).flatten(0, 1)[None] for rows in (seen.known, seen.target))
+        if team.world.adapted == "ridge":
+            weights, bias = ridge_layer(head, known, target, team.world)
+            unchanged = {f"world.{name}": head[name].numpy() for name in ("c0", "w1", "b1")}
+            return {**unchanged, "world.w2": weights[0].numpy(), "world.b2": bias.flatten().numpy()}
         before = networks_of(head, known.shape[-1], 1)
         after = adapt(before, known, target, seen.mask, inner_loop_of(team.world, head))
         first, last = (weight.reshape(weight.shape[-2:]) for weight in after.weights)

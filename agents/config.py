@@ -57,7 +57,8 @@ class SacConfig:
         reward_scale: factor on rewards inside the critics, and the initial temperature. Behind a LayerNorm only the
             last layer can grow, by about one learning rate an update: values of hundreds are out of reach for too long.
         average_rate: the deployed actor is a running average of the trained one, towards which it moves by this share
-            an update (Nikishin et al. 2018, weight averaging); 0: the newest. Experience is always the newest one's.
+            an update (Nikishin et al. 2018, weight averaging), n times at once after each lot of n; 0: the newest.
+            Experience is always the newest one's.
         own_share: share of each batch from rows in which the member acted itself.
         pooled_targets: 2: the minimum over a random two of all eligible target critics; 1: own targets only.
         discounts: one per member in their fixed order, over again where they are fewer; empty: ``discount`` for all.
@@ -101,8 +102,8 @@ class WorldConfig:
         windows_per_batch: windows of ``window`` steps behind each gradient.
         context_size: adaptable context of the dynamics heads (CAVIA/GrBAL).
         adapted: what the inner loop moves: ``context`` (CAVIA), ``head`` (the last layer, ANIL), ``both``, ``all``
-            (context and every layer of the dynamics head, MAML), or ``ridge`` (the last layer by ridge regression with
-            the precision 1 / ``inner_learning_rate``, without steps).
+            (context and every layer of the dynamics head, but how it reads the context; MAML), or ``ridge`` (the last
+            layer by ridge regression with the precision 1 / ``inner_learning_rate``, without steps).
         inner_steps: gradient steps of the inner loop on the support set.
         learned_rates: whether the outer loop learns the inner learning rates, one for the context, one for the layers,
             starting from ``inner_learning_rate``.
@@ -140,6 +141,8 @@ class WorldConfig:
         _check_choice("world.adapted", self.adapted, ADAPTED)
         _check_choice("world.aggregation", self.aggregation, AGGREGATIONS)
         _check_choice("world.applied", self.applied, APPLIED)
+        if self.adapted == "ridge" and self.meta_order == 1 and self.learned_rates:
+            raise ConfigError("a learned rate of world.adapted='ridge' takes the second order: use world.meta_order=2")
         if self.applied == "in_turn" and self.aggregation != "mean":
             raise ConfigError(
                 f"world.aggregation={self.aggregation!r} compares senders, which applied='in_turn' never does: "
@@ -222,8 +225,9 @@ class AdaptConfig:
 
     Attributes:
         level: how far it goes: ``context`` (the encoder's memory lasts over episodes), ``inner`` (and the dynamics head
-            adapts, by which actions are looked ahead), ``probe`` (and one short probe chooses among members), ``climb``
-            (and an evolution strategy climbs in gain and bias of the actions).
+            adapts, by which actions are looked ahead), ``probe`` (one short probe chooses among members, and online the
+            incumbent with an adapting head), ``climb`` (and an evolution strategy climbs in gain and bias of the
+            actions).
         episodes: K, episodes of each environment of the block before the re-evaluation.
         online: whether the dynamics head adapts at every step instead of between episodes; at the levels above
             ``inner`` the probe then has the choice of the incumbent so equipped.
@@ -248,6 +252,8 @@ class AdaptConfig:
             raise ConfigError(
                 f"level climb takes at least 2 episodes, one to probe and one to climb; got {self.episodes}"
             )
+        if self.level == "context" and self.online:
+            raise ConfigError("level context adapts nothing at a step; online goes with inner, probe or climb")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,6 +116,7 @@ def describe(
     spec = _spec(cast(Mapping[str, Json], state["environment"]))
     ledger = cast(Mapping[str, Json], state["ledger"])
     nominal = asdict(TaskParameters())
+    suite = _scenario_of(pinned.run_dir).get("suite", "")
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -126,7 +127,8 @@ def describe(
             "action_size": spec.action_size,
             "action_low": list(spec.action_low),
             "action_high": list(spec.action_high),
-            "max_episode_steps": spec.max_episode_steps,
+            "suite": suite,
+            "max_episode_steps": team.trials.episode_steps if suite else spec.max_episode_steps,
             "timestep_s": spec.timestep_s,
         },
         "policy": {

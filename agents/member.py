@@ -24,6 +24,7 @@ from swarm.errors import CheckpointError
 MIN_PARAMETERS = 50_000
 MAX_PARAMETERS = 54_000
 WIDE_OBSERVATION = 100
+MAY_BE_EMPTY = ("anchor", "average")
 VECTORS = ("theta", "m", "v", "targets", "anchor", "average")
 _SCALARS = len(astuple(Scalars()))
 
@@ -98,11 +99,12 @@ def from_arrays(
     Raises:
         CheckpointError: an array is missing or has another shape than ``config`` implies.
     """
+    arrays = {**{name: np.zeros(0, np.float32) for name in MAY_BE_EMPTY}, **arrays}  # an older run has none
     sizes = network_sizes(config, observation_size, action_size)
     total = (sizes.num_parameters,)
     expected = {"theta": total, "m": total, "v": total, "targets": (2, sizes.critic.size), "scalars": (_SCALARS,)}
-    for name in ("anchor", "average"):
-        if name not in arrays or arrays[name].shape != (0,):
+    for name in MAY_BE_EMPTY:
+        if arrays[name].shape != (0,):
             expected[name] = (sizes.actor.size,)
     for name, shape in expected.items():
         if name not in arrays:

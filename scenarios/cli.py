@@ -173,7 +173,7 @@ def _add_adapt_options(adapt: _Parser) -> None:
         "--level",
         choices=("context", "inner", "probe", "climb"),
         help="how far: context (memory lasts over episodes), inner (and the world model adapts), probe (and the best "
-        "member is chosen), climb (and an evolution strategy); default: as the scenario says",
+        "member is chosen, online also a world model), climb (and an evolution strategy); default: the scenario's",
     )
     adapt.add_argument("--episodes", metavar="K", type=_positive, help="episodes before the re-evaluation, of 8 robots")
     adapt.add_argument("--online", action="store_true", help="the world model adapts at every step of an episode")
@@ -267,7 +267,7 @@ def _positive(text: str) -> int:
 
 def _round_number(text: str) -> int:
     if not text.isdecimal() or len(text) > 12:
-        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a round")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
     return int(text)
 
 

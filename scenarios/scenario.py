@@ -233,6 +233,17 @@ def _check(scenario: Scenario) -> None:
         steps = getattr(team.rounds, setting)
         if steps % BLOCK_SIZE:
             raise ConfigError(f"team.rounds.{setting} is {steps}; expected a multiple of the {BLOCK_SIZE} environments")
+    if len(team.sac.discounts) > len(team.members):
+        raise ConfigError(
+            f"team.sac.discounts has {len(team.sac.discounts)} numbers for {len(team.members)} members; leave some out"
+        )
+    rounds, stretch = team.rounds, team.rounds.shifted_steps // BLOCK_SIZE
+    has_inner_loop = team.trains_world and rounds.shifted_every > 0 and team.world.meta_gradients_per_round > 0
+    if has_inner_loop and stretch < team.world.window:
+        raise ConfigError(
+            f"team.world.window is {team.world.window}, but a stretch for the inner loop has {stretch} steps "
+            f"(rounds.shifted_steps / {BLOCK_SIZE}): raise that, or set world.meta_gradients_per_round=0"
+        )
     if team.budget_steps < team.rounds.steps:
         raise ConfigError(
             f"team.budget_steps is {team.budget_steps}, less than one round of {team.rounds.steps} steps; "

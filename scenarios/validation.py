@@ -64,7 +64,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "team.sac.policy_delay": _at_least(1, 100),
     "team.sac.average_rate": _at_least(0, 1),
     "team.sac.own_share": _at_least(0, 1),
-    "team.sac.pooled_targets": _at_least(1, 10),
+    "team.sac.pooled_targets": _at_least(1, 2),
     "team.sac.discounts": _at_least(0, 1),
     "team.sac.guidance": _at_least(0, 1_000),
     "team.sac.guidance_distance": _above(0, 100),

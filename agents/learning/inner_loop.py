@@ -111,8 +111,9 @@ def adapt(networks: Networks, inputs_KTX: Tensor, target_KTY: Tensor, mask_Y: Te
         moved = step if moved is None or step is None else moved + step
     if moved is None:
         return now
+    seen = inputs_KTX.detach() if loop.first_order else inputs_KTX
     return Networks(
-        weights=(networks.weights[0] + inputs_KTX.mT @ moved, *now.weights[1:]),
+        weights=(networks.weights[0] + seen.mT @ moved, *now.weights[1:]),
         biases=(networks.biases[0] + moved.sum(1, keepdim=True), *now.biases[1:]),
         context=now.context,
         context_weights=now.context_weights,

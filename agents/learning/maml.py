@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from agents.config import WorldConfig
-from agents.learning.closed_form import ridge_correction
+from agents.learning.closed_form import ridge_change
 from agents.learning.encoder import Parameters
 from agents.learning.inner_loop import InnerLoop, Networks, adapt, predict, squared_error
 from agents.learning.normalizer import Float32Array, Scales
 from agents.learning.windows import Windows
 from agents.learning.world_model import Prepared, head_hidden, prepare
 from agents.learning.world_state import WorldSizes, WorldState, encoder_parameters
+from swarm.errors import ConfigError
 
 
 def networks_of(head: Parameters, num_known: int, num_tasks: int) -> Networks:
@@ -46,7 +47,16 @@ def networks_of(head: Parameters, num_known: int, num_tasks: int) -> Networks:
 
 
 def inner_loop_of(config: WorldConfig, head: Parameters) -> InnerLoop:
-    """Return the inner loop that the configuration asks for, with the head's own rates where they are learned."""
+    """Return the inner loop that the configuration asks for, with the head's own rates where they are learned.
+
+    Raises:
+        ConfigError: the configuration asks for ridge regression, which has no steps.
+    """
+    if config.adapted == "ridge":
+        raise ConfigError(
+            "world.adapted='ridge' has no gradient steps, which online adaptation takes: adapt between episodes "
+            "(without online), or train with another world.adapted"
+        )
     context: Tensor | float = config.inner_learning_rate
     layers: Tensor | float = config.inner_learning_rate
     if config.learned_rates:
@@ -70,27 +80,30 @@ def adapted_outputs(
     """
     seen, asked = support.known.transpose(0, 1), query.known.transpose(0, 1)
     target = support.target.transpose(0, 1)
-    if config.adapted == "ridge" and steps != 0:
-        return _ridge_outputs(head, seen, target, asked, config)
+    networks = networks_of(head, seen.shape[-1], len(seen))
+    if steps == 0:
+        return predict(networks, asked)
+    if config.adapted == "ridge":
+        weights, bias = ridge_layer(head, seen, target, config)
+        return head_hidden(head, asked, head["c0"]) @ weights + bias
     loop = inner_loop_of(config, head)
     loop = loop if steps is None else replace(loop, steps=steps)
-    networks = networks_of(head, seen.shape[-1], len(seen))
     return predict(adapt(networks, seen, target, support.mask, loop), asked)
 
 
-def _ridge_outputs(head: Parameters, seen: Tensor, target: Tensor, asked: Tensor, config: WorldConfig) -> Tensor:
-    """Return predictions with a last layer fitted to the support windows.
+def ridge_layer(head: Parameters, seen: Tensor, target: Tensor, config: WorldConfig) -> tuple[Tensor, Tensor]:
+    """Return weights (K, H, Y) and bias (K, 1, Y) of the last layer, fitted to what was ``seen`` (K, T, X).
 
     The inverse of the inner learning rate holds it where it starts: gradient descent with that rate and no end.
     """
-    features, asked_features = (head_hidden(head, known, head["c0"]) for known in (seen, asked))
-    residual = target - (features @ head["w2"] + head["b2"])
-    precision: Tensor | float = 1 / config.inner_learning_rate
-    if config.learned_rates:
-        precision = precision * torch.exp(-head["rates"][1])
     with torch.no_grad() if config.meta_order == 1 else nullcontext():
-        correction = ridge_correction(features, residual, asked_features, precision)
-    return asked_features @ head["w2"] + head["b2"] + correction
+        features = head_hidden(head, seen, head["c0"])
+        residual = target - (features @ head["w2"] + head["b2"])
+        precision: Tensor | float = 1 / config.inner_learning_rate
+        if config.learned_rates:
+            precision = precision * torch.exp(-head["rates"][1])
+        weights, bias = ridge_change(features, residual, precision)
+    return head["w2"] + weights, head["b2"] + bias
 
 
 def outer_loss(head: Parameters, support: Prepared, query: Prepared, config: WorldConfig) -> Tensor:

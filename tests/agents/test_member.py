@@ -115,6 +115,13 @@ def test_a_checkpoint_of_other_sizes_is_refused() -> None:
         from_arrays(SMALL, 4, 2, arrays)
 
 
+def test_a_checkpoint_from_before_there_were_anchors_and_averages_is_read_as_having_none() -> None:
+    arrays = to_arrays(init_member(MemberConfig(), 5, 2, seed=0))
+    older = {name: array for name, array in arrays.items() if name not in ("anchor", "average")}
+    found = to_arrays(from_arrays(MemberConfig(), 5, 2, older))
+    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+
+
 def test_proposed_actions_are_bounded() -> None:
     member = init_member(SMALL, 4, 2, seed=0)
     member.theta.mul_(30)

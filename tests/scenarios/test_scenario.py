@@ -236,3 +236,17 @@ def test_members_of_the_presets_have_fifty_to_fifty_four_thousand_parameters(nam
     from agents.member import count_parameters
 
     assert 50_000 <= count_parameters(load_preset(name).team.member, *sizes) <= 54_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["world.window=64"], r"world\.window is 64, but a stretch for the inner loop has 50 steps"),
+        (["sac.discounts=0.9,0.9,0.9,0.9,0.9,0.9"], "6 numbers for 5 members"),
+        (["adapt.level=context", "adapt.online=true"], "adapts nothing at a step"),
+        (["world.adapted=ridge", "world.meta_order=1", "world.learned_rates=true"], "takes the second order"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_preset("halfcheetah").with_overrides(settings)

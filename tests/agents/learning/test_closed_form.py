@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from agents.learning.closed_form import ridge_correction
+from agents.learning.closed_form import ridge_change
 
 
 def made(samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -10,6 +10,14 @@ def made(samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     sizes = ((2, samples, 3), (2, samples, 4), (2, 5, 3))
     support, residual, query = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
     return support, residual, query
+
+
+def ridge_correction(
+    support: torch.Tensor, residual: torch.Tensor, query: torch.Tensor, precision: float
+) -> torch.Tensor:
+    """What the change adds to predictions on the query."""
+    weights, bias = ridge_change(support, residual, precision)
+    return query @ weights + bias
 
 
 def test_the_correction_is_that_of_the_normal_equations_with_many_and_with_few_samples() -> None:

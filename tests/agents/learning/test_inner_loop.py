@@ -55,9 +55,11 @@ ADAPTED = {
 def test_outer_gradients_equal_an_explicit_loop_over_tasks(adapted: str, first_order: bool) -> None:
     layer_rates, context_rate, moving = ADAPTED[adapted]
     layers, (x, y, xq, yq) = made_layers(), made_tasks()
+    seen = [x.requires_grad_(), xq.requires_grad_()]  # an encoder's features
     loop = InnerLoop(steps=3, layer_rates=layer_rates, context_rate=context_rate, first_order=first_order)
     moved = adapt(networks_of(layers), x, y, MASK, loop)
-    mine = torch.autograd.grad(squared_error(predict(moved, xq), yq, MASK).sum(), layers)
+    of_all = [*layers, *(seen[1:] if first_order else seen)]
+    mine = torch.autograd.grad(squared_error(predict(moved, xq), yq, MASK).sum(), of_all)
     total = torch.zeros((), dtype=torch.float64)
     for k in range(TASKS):
         now = list(layers)
@@ -68,9 +70,14 @@ def test_outer_gradients_equal_an_explicit_loop_over_tasks(adapted: str, first_o
             for i, gradient in zip(moving, gradients, strict=True):
                 now[i] = now[i] - RATE * gradient
         total = total + task_loss(now, xq[k], yq[k])
-    expected = torch.autograd.grad(total, layers)
+    expected = torch.autograd.grad(total, of_all)
     for one, two in zip(mine, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+    if first_order:
+        moved = adapt(networks_of(layers), x, y, MASK, loop)
+        loss = squared_error(predict(moved, xq), yq, MASK).sum()
+        (by_support,) = torch.autograd.grad(loss, [x], allow_unused=True)
+        assert by_support is None or not by_support.any(), "inner gradients are constants"
 
 
 def test_outer_gradients_equal_nested_functional_gradients_under_vmap() -> None:
