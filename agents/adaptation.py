@@ -150,16 +150,16 @@ class Adaptation:
             if purpose == "probe":
                 arms = await self._arms(incumbent)
                 seats = seat_arms(len(arms), BLOCK_SIZE)
-                returns, _ = await self._live([arms[arm] for arm in seats], task)
+                returns, result = await self._live([arms[arm] for arm in seats], task)
                 chosen = arms[choose_arm(seats, returns)]
             elif purpose == "climb":
                 candidates = propose_candidates(rng, centre, config.sigma, BLOCK_SIZE)
-                returns, _ = await self._live([with_adapter(chosen, row) for row in candidates], task)
+                returns, result = await self._live([with_adapter(chosen, row) for row in candidates], task)
                 centre = move_center(centre, candidates, returns)
             else:
                 returns, result = await self._live([chosen] * BLOCK_SIZE, task)
-                if config.level == "inner" and not config.online:
-                    chosen = await self._compute(self._source.adapted, chosen, result, config)
+            if chosen.lookahead is not None and not config.online:
+                chosen = await self._compute(self._source.adapted, chosen, result, config)
             lived.append(returns)
         candidate = with_adapter(chosen, centre)
         if self._memory is not None and self._fits(candidate):
@@ -178,10 +178,10 @@ class Adaptation:
         return cast(Deployment, await self._compute(build))
 
     async def _arms(self, incumbent: str) -> list[Deployment]:
-        """Return whom a probe compares, the incumbent first; online, also the incumbent with an adapting head."""
+        """Return whom a probe compares: the members, the incumbent first, and the incumbent with an adapting head."""
         others = [name for name in self._source.members if name != incumbent]
         arms = [await self._compute(self._source.plain, name) for name in (incumbent, *others)]
-        return [*arms, await self._looking_ahead(incumbent)] if self._config.online else arms
+        return [*arms, await self._looking_ahead(incumbent)]
 
     async def _live(
         self, seats: Sequence[Deployment], task: TaskParameters

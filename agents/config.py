@@ -225,12 +225,11 @@ class AdaptConfig:
 
     Attributes:
         level: how far it goes: ``context`` (the encoder's memory lasts over episodes), ``inner`` (and the dynamics head
-            adapts, by which actions are looked ahead), ``probe`` (one short probe chooses among members, and online the
-            incumbent with an adapting head), ``climb`` (and an evolution strategy climbs in gain and bias of the
+            adapts, by which actions are looked ahead), ``probe`` (and one short probe chooses among the members and the
+            incumbent with its adapting head), ``climb`` (and an evolution strategy climbs in gain and bias of the
             actions).
         episodes: K, episodes of each environment of the block before the re-evaluation.
-        online: whether the dynamics head adapts at every step instead of between episodes; at the levels above
-            ``inner`` the probe then has the choice of the incumbent so equipped.
+        online: whether the dynamics head adapts at every step instead of between episodes.
         evaluation_blocks: blocks of 8 episodes of re-evaluation, without and with what was adapted.
         transitions: newest transitions of each environment that the inner loop sees.
         reach: how far from the actor's action, along one axis, an action is looked ahead.

@@ -173,7 +173,7 @@ def _add_adapt_options(adapt: _Parser) -> None:
         "--level",
         choices=("context", "inner", "probe", "climb"),
         help="how far: context (memory lasts over episodes), inner (and the world model adapts), probe (and the best "
-        "member is chosen, online also a world model), climb (and an evolution strategy); default: the scenario's",
+        "of members and adapted world model is chosen), climb (and an evolution strategy); default: the scenario's",
     )
     adapt.add_argument("--episodes", metavar="K", type=_positive, help="episodes before the re-evaluation, of 8 robots")
     adapt.add_argument("--online", action="store_true", help="the world model adapts at every step of an episode")

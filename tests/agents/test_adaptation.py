@@ -112,6 +112,32 @@ def test_between_episodes_the_head_of_level_inner_adapts_and_online_it_is_given_
     np.testing.assert_array_equal(heads[0], heads[2])
 
 
+@pytest.mark.parametrize("level", ["probe", "climb"])
+@pytest.mark.parametrize("online", [False, True])
+def test_a_probe_also_compares_the_incumbent_with_its_world_model(pinned: Pinned, level: str, online: bool) -> None:
+    _, bridge = run(pinned, config(level, online=online))
+    equipped = [name.partition("/")[0] for name in bridge.asked[0].weights if name.endswith("/world.w2")]
+    assert len(equipped) == 1
+
+
+class OnlyAhead(AdaptableTeam):
+    """Members whose actions are all saturated, but for the one that looks ahead."""
+
+    def plain(self, member: str) -> Deployment:
+        return with_adapter(super().plain(member), np.array([0.0] * 6 + [5.0] * 6, np.float32))
+
+    def looking_ahead(self, member: str, config: AdaptConfig, *, online: bool) -> Deployment:
+        found = super().looking_ahead(member, config, online=online)
+        return with_adapter(found, np.array([0.0] * 6 + [-5.0] * 6, np.float32))
+
+
+def test_a_chosen_world_model_goes_on_adapting_between_the_episodes_of_a_climb(pinned: Pinned) -> None:
+    _, bridge = run(pinned, config("climb"), source=OnlyAhead(pinned))
+    heads = [request.weights.get("seat-0/world.w2") for request in bridge.asked[1:3]]
+    assert all(head is not None for head in heads)
+    assert (np.asarray(heads[0]) != np.asarray(heads[1])).any()
+
+
 class Handicapped(AdaptableTeam):
     """One member whose actions are all saturated, which costs 0.6 a step and moves nothing for long."""
 
@@ -141,8 +167,8 @@ def test_a_memory_written_by_another_encoder_is_emptied(pinned: Pinned) -> None:
             return replace(super().plain(member), encoder=member)
 
     result, bridge = run(pinned, config("probe"), source=OwnEncoders(pinned))
-    seats = [0, 1, 2, 3, 4, 0, 1, 2]
-    members = ["state", "coordinator", "environment", "meta", "adaptation"]
+    seats = [0, 1, 2, 3, 4, 5, 0, 1]
+    members = ["state", "coordinator", "environment", "meta", "adaptation", "state"]
     second = bridge.asked[1].policy_state
     assert second is not None
     kept = [bool(row.any()) for row in second]

@@ -148,7 +148,7 @@ def test_the_command_writes_a_policy_that_loads(run_dir: Path, capsys: pytest.Ca
     [
         (["--member", "oracle"], "unknown member 'oracle'; members of this run: coordinator, environment"),
         (["--round", "7"], "has no round 7; rounds that are kept: 1"),
-        (["--round", "-1"], "'-1' is not the number of a round"),
+        (["--round", "-1"], "'-1' is not a whole number from 0"),
         (["--format", "pickle"], "unknown format 'pickle'; known: safetensors, pt2, onnx"),
         (["--format", "onnx", "--out", "p.pt2"], "got the file name 'p.pt2', expected one that ends in '.onnx'"),
         (["--out", "p.pkl"], "got the file name 'p.pkl', expected one that ends in '.safetensors'"),
