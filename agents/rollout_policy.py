@@ -106,6 +106,8 @@ class SeatedPolicy:
 
     def act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
         """Return actions in [−1, 1] and the next state, of one block (E, …) or of several, (B · E, …)."""
+        if not len(given.reset) or len(given.reset) % self._block:
+            raise ConfigError(f"got {len(given.reset)} environments, expected whole blocks of {self._block}")
         action, state = np.empty_like(given.noise), np.empty_like(given.state)
         for (members, _), seats in zip(self._groups, self._in_blocks(len(given.reset)), strict=True):
             members.act(given, seats, action, state)
@@ -261,6 +263,9 @@ class Members:
                 f"got observation, policy state and action of {sizes} numbers, expected {self._sizes}: "
                 "weights of another environment?"
             )
+        rows = {len(array) for array in (given.reset, given.observation, given.reward, given.state, given.noise, state)}
+        if len(rows) > 1:
+            raise ConfigError(f"got arrays of {sorted(rows)} environments, expected as many in each")
         encoder = self._encoder
         seen = Seen(_plain(given.reset), _plain(given.observation), _plain(given.reward), _plain(given.state))
         out = np.empty((len(seats.rows), self._width), np.float32)

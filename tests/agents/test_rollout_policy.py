@@ -259,3 +259,20 @@ def test_several_blocks_at_once_give_the_bits_of_block_by_block(kind: str, seats
         own_action, own_state = policy.act(part)
         np.testing.assert_array_equal(action[rows], own_action)
         np.testing.assert_array_equal(state[rows], own_state)
+
+
+@pytest.mark.parametrize("rows", [0, 5, 12])
+def test_what_is_no_whole_block_is_refused_before_the_kernels_see_it(case: Case, rows: int) -> None:
+    policy = build_policy(case.weights("meta"), {})
+    given = case.given(0, np.zeros((8, policy.state_size), np.float32))
+    arrays = (given.reset, given.observation, given.reward, given.state, given.noise)
+    reset, observation, reward, state, noise = (np.resize(array, (rows, *array.shape[1:])) for array in arrays)
+    with pytest.raises(ConfigError, match=f"got {rows} environments, expected whole blocks of 8"):
+        policy.act(PolicyInput(reset=reset, observation=observation, reward=reward, state=state, noise=noise))
+
+
+def test_arrays_of_different_numbers_of_environments_are_refused(case: Case) -> None:
+    policy = MemberPolicy({k: np.asarray(v, np.float32) for k, v in case.weights("meta").items()})
+    given = case.given(0, np.zeros((8, policy.state_size), np.float32))
+    with pytest.raises(ConfigError, match="arrays of"):
+        policy.act(replace(given, noise=np.zeros((64, ACTION), np.float32)))
