@@ -28,7 +28,6 @@ from agents.learning.tiles import aligned_copy
 Float32Array = NDArray[np.float32]
 Weights = Mapping[str, Float32Array]
 """Arrays of N encoders by name, (N, …)."""
-Matrices = StateSpace | Memoryless | Lstm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,7 +41,7 @@ class ActingEncoder:
         widths: (V, D).
     """
 
-    matrices: Matrices
+    matrices: StateSpace | Memoryless | Lstm
     scaling: Scaling
     step: Callable[..., None]
     state_size: int
@@ -51,7 +50,6 @@ class ActingEncoder:
 
 def acting_encoder(w: Weights, scales: Weights) -> ActingEncoder:
     """Return the encoders with these arrays, and with ``mean``, ``factor`` and ``reward_factor`` of `Normalizer`."""
-    prepare, step = _KINDS[required_arrays(w)[0]]
     mean = scales["mean"]
     none = np.zeros((*mean.shape, 0), np.float32)
     scaling = Scaling(
@@ -61,7 +59,7 @@ def acting_encoder(w: Weights, scales: Weights) -> ActingEncoder:
         projection=w.get("proj_w", none),
         projection_b=w.get("proj_b", none[:, 0]),
     )
-    matrices, state_size = prepare(w)
+    matrices, step, state_size = _prepared(w)
     num_visible = scaling.projection.shape[2] or mean.shape[1]
     return ActingEncoder(
         matrices=matrices,
@@ -72,33 +70,23 @@ def acting_encoder(w: Weights, scales: Weights) -> ActingEncoder:
     )
 
 
-def _state_space(w: Weights) -> tuple[StateSpace, int]:
-    radius = np.exp(-np.exp(w["nu"]))
-    angle = np.exp(w["theta"])
+def _prepared(w: Weights) -> tuple[StateSpace | Memoryless | Lstm, Callable[..., None], int]:
+    """Return what a step multiplies with, the step, and the size of its state."""
+    kind = required_arrays(w)
+    if kind is _LSTM:
+        return Lstm(*(aligned_copy(w[name]) for name in kind)), encode_lstm, 2 * w["output_w"].shape[1]
+    output = aligned_copy(np.concatenate([w["output_w"], w["skip_w"]], axis=1))
+    output_b, gate, gate_b = (aligned_copy(w[name]) for name in ("output_b", "gate_w", "gate_b"))
+    if kind is _MEMORYLESS:
+        hidden, hidden_b = aligned_copy(w["hidden_w"]), aligned_copy(w["hidden_b"])
+        return Memoryless(hidden, hidden_b, output, output_b, gate, gate_b), encode_memoryless, 0
+    radius, angle = np.exp(-np.exp(w["nu"])), np.exp(w["theta"])
     gamma = np.sqrt(1 - np.square(radius))
-    decay = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    drive = w["input_w"] * np.concatenate([gamma, gamma], axis=1)[:, None]
-    output = np.concatenate([w["output_w"], w["skip_w"]], axis=1)
-    arrays = (decay, drive, output, w["output_b"], w["gate_w"], w["gate_b"])
-    return StateSpace(*map(aligned_copy, arrays)), decay.shape[1]
+    decay = aligned_copy(np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1))
+    drive = aligned_copy(w["input_w"] * np.concatenate([gamma, gamma], axis=1)[:, None])
+    return StateSpace(decay, drive, output, output_b, gate, gate_b), encode_state_space, decay.shape[1]
 
 
-def _memoryless(w: Weights) -> tuple[Memoryless, int]:
-    output = np.concatenate([w["output_w"], w["skip_w"]], axis=1)
-    arrays = (w["hidden_w"], w["hidden_b"], output, w["output_b"], w["gate_w"], w["gate_b"])
-    return Memoryless(*map(aligned_copy, arrays)), 0
-
-
-def _lstm(w: Weights) -> tuple[Lstm, int]:
-    arrays = (w["recurrent_w"], w["recurrent_b"], w["output_w"], w["output_b"])
-    return Lstm(*map(aligned_copy, arrays)), 2 * w["output_w"].shape[1]
-
-
-_KINDS: Final[Mapping[str, tuple[Callable[[Weights], tuple[Matrices, int]], Callable[..., None]]]] = {
-    "nu": (_state_space, encode_state_space),
-    "hidden_w": (_memoryless, encode_memoryless),
-    "recurrent_w": (_lstm, encode_lstm),
-}
 _READOUT: Final = ("output_w", "skip_w", "output_b", "gate_w", "gate_b")
 _LSTM: Final = ("recurrent_w", "recurrent_b", "output_w", "output_b")
 _MEMORYLESS: Final = ("hidden_w", "hidden_b", *_READOUT)

@@ -1,4 +1,4 @@
-"""A trained policy outside the swarm: `load_policy` reads what `agents.export` wrote. NumPy only; imports no torch.
+"""A trained policy outside the swarm: `load_policy` reads what `agents.export` wrote. Imports no torch.
 
 ::
 
@@ -144,6 +144,7 @@ class ExportedPolicy:
             seen = np.asarray(observation, np.float64).astype(np.float32)
         rows = np.atleast_2d(seen)
         self._check(rows, state)
+        state = np.asarray(state, np.float32)
         num_envs = len(rows)
         padded = -(-num_envs // BLOCK_SIZE) * BLOCK_SIZE
         given = PolicyInput(
@@ -155,7 +156,7 @@ class ExportedPolicy:
         )
         if not np.isfinite(given.observation).all() or not np.isfinite(given.reward).all():
             raise ConfigError("got an observation or a reward that is not finite; reset that environment instead")
-        action, following = self._act(given)
+        action, following = self._policy.act(given)
         scaled = self._scaled(action[:num_envs])
         return (scaled[0] if seen.ndim == 1 else scaled), following[:num_envs]
 
@@ -176,24 +177,6 @@ class ExportedPolicy:
         from agents.torch_policy import export_pt2
 
         return export_pt2(self, Path(path))
-
-    def _act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
-        """Act in blocks of the size that the run acted in: then the last bit is the same for any number of them."""
-        parts = []
-        for first in range(0, len(given.reset), BLOCK_SIZE):
-            block = slice(first, first + BLOCK_SIZE)
-            parts.append(
-                self._policy.act(
-                    PolicyInput(
-                        reset=given.reset[block],
-                        observation=given.observation[block],
-                        reward=given.reward[block],
-                        state=given.state[block],
-                        noise=given.noise[block],
-                    )
-                )
-            )
-        return np.concatenate([action for action, _ in parts]), np.concatenate([state for _, state in parts])
 
     def _scaled(self, action: Float32Array) -> Float32Array:
         """Map [−1, 1] to the environment's limits as the bridge does; where they are the same, not a bit changes."""

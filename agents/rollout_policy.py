@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ from swarm.errors import ConfigError
 from swarm.messages import Arrays, Json
 from swarm.policy import BLOCK_SIZE, Policy, PolicyInput
 
-ScalarT = TypeVar("ScalarT", np.float32, np.bool_)
 OPTIONS = frozenset({"seats", "random", "zero_encoder"})
 REQUIRED = (
     *(f"actor.{name}" for name in ("w1", "b1", "w2", "b2", "w3", "b3")),
@@ -105,16 +104,18 @@ class SeatedPolicy:
         self._seats: dict[int, list[Seats]] = {}
 
     def act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
-        """Return actions in [−1, 1] and the next state, of one block (E, …) or of several, (B · E, …)."""
-        if not len(given.reset) or len(given.reset) % self._block:
-            raise ConfigError(f"got {len(given.reset)} environments, expected whole blocks of {self._block}")
-        action, state = np.empty_like(given.noise), np.empty_like(given.state)
+        """Return actions in [−1, 1] and the next state, of one block (E, …) or of several, (B · E, …).
+
+        Raises:
+            ConfigError: what is given has not the sizes that these members know.
+        """
+        action, state = _room(given.noise), _room(given.state)
         for (members, _), seats in zip(self._groups, self._in_blocks(len(given.reset)), strict=True):
             members.act(given, seats, action, state)
         for actor, rows in self._others:
             for first in range(0, len(given.reset), self._block):
                 block = slice(first, first + self._block)
-                its_action, its_state = actor.act(_rows_of(given, block))
+                its_action, its_state = actor.act(given.rows(block))
                 action[block][rows], state[block][rows] = its_action[rows], its_state[rows]
         if self._random:
             action = _uniform(given.noise)
@@ -124,23 +125,14 @@ class SeatedPolicy:
     def _in_blocks(self, num_rows: int) -> list[Seats]:
         """Return the seats of each group, in as many blocks as have ``num_rows`` rows."""
         if num_rows not in self._seats:
+            if not num_rows or num_rows % self._block:
+                raise ConfigError(f"got {num_rows} environments, expected blocks of {self._block}")
             starts = range(0, num_rows, self._block)
             self._seats[num_rows] = [
                 _seats([np.concatenate([rows + start for start in starts]) for rows in places])
                 for _, places in self._groups
             ]
         return self._seats[num_rows]
-
-
-def _rows_of(given: PolicyInput, rows: slice) -> PolicyInput:
-    return PolicyInput(
-        reset=given.reset[rows],
-        observation=given.observation[rows],
-        reward=given.reward[rows],
-        state=given.state[rows],
-        noise=given.noise[rows],
-        started=None if given.started is None else given.started[rows],
-    )
 
 
 def _places(names: Sequence[str], seats: Sequence[str]) -> list[Indices]:
@@ -174,20 +166,20 @@ class MemberPolicy:
 
     def act(self, given: PolicyInput) -> tuple[Float32Array, Float32Array]:
         """Return actions (E, A) in [−1, 1] and the next state (E, S)."""
-        action, state = np.empty_like(given.noise), np.empty_like(given.state)
+        action, state = _room(given.noise), _room(given.state)
         self.members.act(given, _all_rows(len(action)), action, state)
         state[:, -action.shape[1] :] = action
         return action, state
 
     def choose(self, visible: Float32Array, features: Float32Array, noise: Float32Array) -> Float32Array:
         """Return the actions (E, A) in [−1, 1] for encoded observations."""
-        action = np.empty_like(noise)
+        action = _room(noise)
         self.members.choose(np.concatenate([visible, features], axis=1), noise, _all_rows(len(noise)), action)
         return action
 
     def encode(self, given: PolicyInput) -> tuple[Float32Array, Float32Array, Float32Array]:
         """Return visible part (E, V), features (E, D) and encoder state (E, S − A) for the given observation."""
-        state = np.empty_like(given.state)
+        state = _room(given.state)
         seen = self.members.encode(given, _all_rows(len(state)), state)
         num_visible = self.members.num_visible
         return seen[:, :num_visible], seen[:, num_visible:], state[:, : -given.noise.shape[1]]
@@ -209,12 +201,12 @@ class Members:
         self._actor = _stacked_actor(weights, self.num_visible if zero_encoder else self._width)
         num_actions = self._actor.gain.shape[1]
         self.state_size = self._encoder.state_size + num_actions
-        self._sizes = (first["norm.mean"].size, self.state_size, num_actions)
+        self._sizes = ((first["norm.mean"].size,), (self.state_size,), (num_actions,))
         self._load()
 
     def _load(self) -> None:
         """Have the kernels compiled, or read from the cache, before anybody waits for an action."""
-        num_observed, num_state, num_actions = self._sizes
+        (num_observed,), (num_state,), (num_actions,) = self._sizes
         nobody = PolicyInput(
             reset=np.zeros(0, np.bool_),
             observation=np.zeros((0, num_observed), np.float32),
@@ -223,12 +215,16 @@ class Members:
             noise=np.zeros((0, num_actions), np.float32),
         )
         seats = _seats([np.zeros(0, np.int64)] * len(self._weights))
-        with alone_while_compiling(self._encoder.step, choose):
-            self.act(nobody, seats, np.zeros_like(nobody.noise), np.zeros_like(nobody.state))
+        with alone_while_compiling(self._encoder.step):
+            seen = self.encode(nobody, seats, nobody.state)
+        with alone_while_compiling(choose):
+            self.choose(seen, nobody.noise, seats, nobody.noise)
 
     @classmethod
     def stack(cls, members: Sequence[Members]) -> Members:
         """Return the given members, of the same `shapes`, as one stack."""
+        if len(members) == 1:
+            return members[0]
         return cls([w for each in members for w in each._weights], zero_encoder=members[0]._zero_encoder)
 
     @property
@@ -249,6 +245,7 @@ class Members:
         Args:
             noise: (E, A).
         """
+        assert seen.shape == (len(seats.rows), self._width), "the kernel trusts these shapes"
         choose(self._actor, seen, _plain(noise), seats, action)
 
     def encode(self, given: PolicyInput, seats: Seats, state: Float32Array) -> Float32Array:
@@ -257,25 +254,26 @@ class Members:
         Raises:
             ConfigError: what is given has not the sizes that these members know.
         """
-        sizes = (given.observation.shape[1], given.state.shape[1], given.noise.shape[1])
-        if sizes != self._sizes:
+        found, rows = (given.observation.shape, given.state.shape, given.noise.shape), given.reset.shape
+        if found != tuple(rows + size for size in self._sizes) or given.reward.shape != rows:
             raise ConfigError(
-                f"got observation, policy state and action of {sizes} numbers, expected {self._sizes}: "
-                "weights of another environment?"
+                f"got observations, policy states and noise of shapes {', '.join(map(str, found))}, expected "
+                f"{', '.join(map(str, self._sizes))} for each of {rows[0]}: weights of another environment?"
             )
-        rows = {len(array) for array in (given.reset, given.observation, given.reward, given.state, given.noise, state)}
-        if len(rows) > 1:
-            raise ConfigError(f"got arrays of {sorted(rows)} environments, expected as many in each")
         encoder = self._encoder
-        seen = Seen(_plain(given.reset), _plain(given.observation), _plain(given.reward), _plain(given.state))
+        seen = Seen(_plain(given.reset, np.bool_), _plain(given.observation), _plain(given.reward), _plain(given.state))
         out = np.empty((len(seats.rows), self._width), np.float32)
         encoder.step(encoder.matrices, encoder.scaling, seen, seats, out, state)
         return out
 
 
-def _plain(array: NDArray[ScalarT]) -> NDArray[ScalarT]:
+def _room(like: NDArray[Any]) -> Float32Array:
+    return np.empty_like(like, np.float32, order="C")
+
+
+def _plain(array: NDArray[Any], dtype: type[np.generic] = np.float32) -> NDArray[Any]:
     """Return the array, or a copy where it is none that the kernels were compiled for."""
-    return array if array.flags.carray else array.copy()
+    return array if array.dtype == dtype and array.flags.carray else np.array(array, dtype)
 
 
 def _under(prefix: str, arrays: Mapping[str, Float32Array]) -> dict[str, Float32Array]:

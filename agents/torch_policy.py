@@ -91,7 +91,7 @@ class TorchPolicy(torch.nn.Module):
 
 
 def export_pt2(policy: ExportedPolicy, path: Path) -> float:
-    """Write a ``torch.export`` program with a dynamic batch; return its largest difference from the NumPy policy.
+    """Write a ``torch.export`` program with a dynamic batch; return its largest difference from the policy.
 
     Raises:
         ConfigError: the written program is not equal to the policy.
@@ -107,7 +107,7 @@ def export_pt2(policy: ExportedPolicy, path: Path) -> float:
 
 
 def export_onnx(policy: ExportedPolicy, path: Path) -> float:
-    """Write an ONNX model with a dynamic batch; return its largest difference from the NumPy policy.
+    """Write an ONNX model with a dynamic batch; return its largest difference from the policy.
 
     Raises:
         ConfigError: a package of the extra ``export`` is missing, or the written model is not equal to the policy.

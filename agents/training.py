@@ -324,10 +324,10 @@ class TrainingRun:
     async def _report(self) -> None:
         """Choose the member to deploy by selection episodes, then evaluate it on fresh ones.
 
-        In a run on several tasks, every member meets a whole block of them: what it gets depends on which it meets.
+        In a run on several tasks, all members meet the same whole blocks of them: what they get depends on the tasks.
         """
-        least = len(self.team.members) if self.team.train_tasks else 2
-        blocks = max(least, self.team.rounds.evaluation_blocks)
+        number = len(self.team.members) if self.team.train_tasks else 1
+        blocks = -(-max(2, self.team.rounds.evaluation_blocks) // number) * number
         selection, steps = await self._repeatedly(
             "the final selection", lambda: self._evaluation(self.index, self.team.members, "final", blocks)
         )

@@ -5,7 +5,7 @@ Letters: E environments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Final
 
@@ -75,7 +75,7 @@ def seeds(given: int | Sequence[int | None] | None, unstarted: NDArray[np.bool_]
     chosen: list[int | None]
     if given is None:
         chosen = [None] * num_envs
-    elif isinstance(given, Iterable):
+    elif isinstance(given, Iterable) and not (isinstance(given, np.ndarray) and given.ndim == 0):
         chosen = [_whole(seed) for seed in given]
     else:
         chosen = [(_whole(given) or 0) + index for index in range(num_envs)]
@@ -86,6 +86,12 @@ def seeds(given: int | Sequence[int | None] | None, unstarted: NDArray[np.bool_]
     fresh = np.random.SeedSequence().generate_state(num_envs).tolist()
     unseeded = [seed is None and new for seed, new in zip(chosen, unstarted.tolist(), strict=True)]
     return [random if draw else seed for random, draw, seed in zip(fresh, unseeded, chosen, strict=True)]
+
+
+def check_state(state: object) -> None:
+    """Raise ``ConfigError`` unless this is a mapping of names to arrays."""
+    if not isinstance(state, Mapping) or not all(isinstance(array, np.ndarray) for array in state.values()):
+        raise ConfigError(f"got a state of type {type(state).__name__}, expected the arrays that get_state returned")
 
 
 def _whole(seed: object) -> int | None:

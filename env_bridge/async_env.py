@@ -81,11 +81,12 @@ class AsyncBridgeVectorEnv:
         Cancelled, the workers finish the step, and the next call begins after it.
         """
         async with self._lock:
-            if await self._answers():  # of a step that was cancelled, if any
+            if await self._answers() and self.vector.is_at_hand():  # the answers are of a step that was cancelled
                 self.vector.step_async(actions)
             else:
                 await _to_the_end(self.vector.step_async, actions)
-            if await self._answers():
+            are_all_asked = len(self.vector.waits_for()) == len(self.vector.worker_pids)
+            if are_all_asked and await self._answers():
                 return self.vector.step_wait()
             return await _to_the_end(self.vector.step_wait)
 

@@ -73,6 +73,10 @@ class Crew(Protocol):
         """
         ...
 
+    def is_at_hand(self) -> bool:
+        """Whether all others are there and know their tasks, so that a step begins without waiting for any."""
+        ...
+
     def descriptors(self) -> Sequence[int]:
         """What becomes readable when the others are done."""
         ...
@@ -123,6 +127,10 @@ class ThreadCrew:
         for future in self._futures:
             future.result()
         return ()
+
+    def is_at_hand(self) -> bool:
+        """Always."""
+        return True
 
     def descriptors(self) -> Sequence[int]:
         """None."""
@@ -301,6 +309,10 @@ class ProcessCrew:
         except PeerLost as error:
             self._replacements.note(lost_text(error, mate.worker.kill()), error)
             self._mates[place] = self._start()
+
+    def is_at_hand(self) -> bool:
+        """See `Crew`."""
+        return all(mate.has_joined and not mate.has_old_tasks and mate.worker.is_alive for mate in self._mates)
 
     def descriptors(self) -> Sequence[int]:
         """See `Crew`."""

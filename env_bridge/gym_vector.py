@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 
 from env_bridge import arguments, vector_env
 from env_bridge.autoreset import Batch, assemble
-from env_bridge.crew import ProcessCrew
-from env_bridge.lanes import PENDING, LaneOptions, Lanes, LocalLanes
-from env_bridge.physics import RobotSimulation
+from env_bridge.lanes import PENDING, LaneOptions
 from env_bridge.tasks import check_task
 from env_bridge.vector_env import import_id
 from env_bridge.viewer import Viewer, check_mode
-from env_bridge.worker_lanes import WorkerLanes
+from env_bridge.worker_lanes import make_lanes
 from env_bridge.worker_process import PATIENCE_S
 from swarm.environment import EnvironmentSpec, TaskParameters
 from swarm.errors import ActionError, ConfigError
@@ -235,16 +233,24 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._is_torn = False
         return batch.observation, batch.reward, batch.terminated, batch.truncated, infos
 
+    def is_at_hand(self) -> bool:
+        """Whether all workers are there and know their tasks, so that `step_async` waits for none of them."""
+        return not self.closed and self._lanes.is_at_hand()
+
     def waits_for(self) -> Sequence[int]:
         """Descriptors that become readable when the workers have finished the step that was begun."""
         return () if self.closed else self._lanes.descriptors()
 
     def _finish_step(self) -> None:
-        """Wait for a step whose results nobody fetched (an interrupt came between)."""
+        """Wait for a step whose results nobody fetched (an interrupt came between).
+
+        What it lost nobody would hear of: then it counts as failed.
+        """
         if self.closed:
             raise gymnasium.error.ClosedEnvironmentError("this vector environment is closed; make a new one")
         if self._is_stepping:
-            self.step_wait()
+            *_, infos = self.step_wait()
+            self._is_torn = "lost" in infos
         elif self._is_torn:
             self._lanes.settle()
 
@@ -362,6 +368,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
 
         Tasks are not part of it. Raises ``ConfigError`` where it does not fit; then nothing changes.
         """
+        arguments.check_state(state)
         self._finish_step()
         was_torn, self._is_torn = self._is_torn, True  # until all is set
         try:
@@ -372,21 +379,6 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._pending = np.array(state[PENDING], dtype=np.bool_)
         self._unstarted[:] = False
         self._is_torn = False
-
-
-def make_lanes(given: LaneOptions, specimen: vector_env.VectorEnv, workers: int, patience_s: float) -> Lanes:
-    """Where ``workers`` processes (0: this one) step what ``given`` describes. Raises ``ConfigError``."""
-    if not workers:
-        return LocalLanes(given, given.make())
-    if not isinstance(specimen.simulation, RobotSimulation):
-        return WorkerLanes(given, specimen, workers, patience_s=patience_s)
-    num_envs = given.num_envs
-    crew = ProcessCrew(min(workers, num_envs), given.env_id, given.options, num_envs, patience_s=patience_s)
-    try:
-        return LocalLanes(given, given.make(crew=crew), crew)
-    except BaseException:
-        crew.close()
-        raise
 
 
 def branch(state: Mapping[str, NDArray[np.generic]], index: int, copies: int) -> dict[str, NDArray[np.generic]]:

@@ -101,6 +101,10 @@ class Lanes(Protocol):
         """`settle`, and return what the step gave; the arrays are the caller's to keep."""
         ...
 
+    def is_at_hand(self) -> bool:
+        """Whether all workers are there, so that ``send`` and ``delegate`` wait for none."""
+        ...
+
     def descriptors(self) -> Sequence[int]:
         """What becomes readable when ``wait`` need not wait any more."""
         ...
@@ -163,6 +167,10 @@ class LocalLanes:
     def wait(self) -> Batch:
         """See `Lanes`."""
         return self._env.wait()
+
+    def is_at_hand(self) -> bool:
+        """See `Lanes`."""
+        return self._crew is None or self._crew.is_at_hand()
 
     def descriptors(self) -> Sequence[int]:
         """See `Lanes`."""

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from env_bridge.stepping import are_finite
 from env_bridge.tasks import check_task
 from env_bridge.vector_env import Step, VectorEnv, take
 from swarm.environment import EpisodeStatistics, RolloutRequest, RolloutResult
@@ -105,6 +106,7 @@ class Rollout:
         self._share = share or Share(first=0, of=env.num_envs)
         self._env = env
         self._policy = policy
+        self._takes_blocks = bool(getattr(policy, "takes_blocks", False))
         env.set_time_limit(request.max_episode_steps)
         env.set_tasks(request.tasks)
         spec = env.spec
@@ -183,7 +185,7 @@ class Rollout:
         while num_rows < self._length and (self._everyone or self._active.any()):
             if should_stop():
                 raise RolloutCancelled(f"stopped after {num_rows} steps")
-            num_steps += int(self._active.sum())
+            num_steps += self._env.num_envs if self._everyone else int(self._active.sum())
             self._step(num_rows, noise)
             num_rows += 1
         return RolloutResult(
@@ -204,7 +206,7 @@ class Rollout:
             self._record_qpos(row)
         step = self._env.step(self._scale(action), None if self._everyone else self._active)
         observation, reward = to_float32(step.observation), to_float32(step.reward)
-        if self._everyone and np.isfinite(observation).all() and np.isfinite(reward).all() and not step.diverged.any():
+        if self._everyone and are_finite(observation) and are_finite(reward) and not step.diverged.any():
             self._keep(row, step, observation, reward)
         else:
             self._sort_out(row, step, observation, reward)
@@ -256,26 +258,24 @@ class Rollout:
         self._write(row, "qpos", qpos)
 
     def _act(self, noise: np.random.Generator | None) -> NDArray[np.float32]:
-        """Ask the policy block by block; return its actions (E, A). Raises ``ActionError`` unless all are finite."""
+        """Ask the policy; return its actions (E, A). Raises ``ActionError`` unless all are finite."""
         now = self._now
-        shape = (self._env.num_envs, len(self._low))
-        drawn = self._draw(shape, noise)
-        action = np.zeros(shape, dtype=np.float32)
-        state = np.zeros_like(now.state)
-        size = self._env.num_envs if getattr(self._policy, "takes_blocks", False) else BLOCK_SIZE
-        for first in range(0, self._env.num_envs, size):
-            block = slice(first, first + size)
-            given = PolicyInput(
-                reset=now.reset[block],
-                observation=now.observation[block],
-                reward=now.reward[block],
-                state=now.state[block],
-                noise=drawn[block],
-                started=self._env.elapsed[block] == 0,
-            )
-            action[block], state[block] = self._policy.act(given)
+        given = PolicyInput(
+            reset=now.reset,
+            observation=now.observation,
+            reward=now.reward,
+            state=now.state,
+            noise=self._draw((self._env.num_envs, len(self._low)), noise),
+            started=self._env.elapsed == 0,
+        )
+        if self._takes_blocks:
+            action, state = self._policy.act(given)
+        else:
+            blocks = [slice(first, first + BLOCK_SIZE) for first in range(0, self._env.num_envs, BLOCK_SIZE)]
+            answers = [self._policy.act(given.rows(block)) for block in blocks]
+            action, state = (np.concatenate(parts) for parts in zip(*answers, strict=True))
         now.state = state if self._everyone else np.where(self._active[:, None], state, now.state)
-        if not np.isfinite(action).all():
+        if not are_finite(action):
             environment, index = (int(place) for place in np.argwhere(~np.isfinite(action))[0])
             raise ActionError(
                 f"the policy's action {index} of environment {environment} is {action[environment, index]}; "

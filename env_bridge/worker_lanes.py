@@ -1,6 +1,6 @@
 """Environments of their own class in worker processes, one contiguous piece each; their arrays lie in shared memory.
 
-What `env_bridge.robots` knows is stepped by a `crew` instead.
+What `env_bridge.robots` knows is stepped by a `crew` instead (`make_lanes`).
 
 Letters: E environments.
 
@@ -24,9 +24,10 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from env_bridge.autoreset import Batch, Mask
-from env_bridge.crew import Replacements
+from env_bridge.crew import ProcessCrew, Replacements
 from env_bridge.infos import Told, decode_told
-from env_bridge.lanes import LaneOptions, Started, States, shared_specs
+from env_bridge.lanes import LaneOptions, Lanes, LocalLanes, Started, States, shared_specs
+from env_bridge.physics import RobotSimulation
 from env_bridge.shared_arrays import SharedArrays, open_memory
 from env_bridge.snapshots import join_snapshots
 from env_bridge.tasks import task_to_json
@@ -161,6 +162,10 @@ class WorkerLanes:
     def pids(self) -> Sequence[int]:
         """See `Lanes`."""
         return [piece.worker.process.pid for piece in self._pieces]
+
+    def is_at_hand(self) -> bool:
+        """See `Lanes`."""
+        return all(piece.worker.is_alive for piece in self._pieces)
 
     def descriptors(self) -> Sequence[int]:
         """See `Lanes`."""
@@ -319,6 +324,21 @@ class WorkerLanes:
         if not self._closed:
             self._closed = True
             os.close(self._memory)
+
+
+def make_lanes(given: LaneOptions, specimen: VectorEnv, workers: int, patience_s: float) -> Lanes:
+    """Where ``workers`` processes (0: this one) step what ``given`` describes. Raises ``ConfigError``."""
+    if not workers:
+        return LocalLanes(given, given.make())
+    if not isinstance(specimen.simulation, RobotSimulation):
+        return WorkerLanes(given, specimen, workers, patience_s=patience_s)
+    num_envs = given.num_envs
+    crew = ProcessCrew(min(workers, num_envs), given.env_id, given.options, num_envs, patience_s=patience_s)
+    try:
+        return LocalLanes(given, given.make(crew=crew), crew)
+    except BaseException:
+        crew.close()
+        raise
 
 
 def _send_tasks(tasks: Sequence[TaskParameters], piece: Piece) -> None:

@@ -113,6 +113,11 @@ class WorkerProcess:
         if not ask(self._connection.fileno(), self._question, self._answer, UNANSWERED):
             raise PeerLost("the other process has ended")
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the worker has not ended, as far as the system knows."""
+        return self.process.poll() is None
+
     def look_for_answer(self, tries: int) -> None:
         """Ask ``tries`` times whether there is an answer, without falling asleep; see `stepping.look_for_byte`."""
         if self._first == UNANSWERED and not self._is_cut:
@@ -156,6 +161,7 @@ class WorkerProcess:
 
     def _wait_for(self, seconds: float) -> None:
         if self._waits_s != seconds:
+            self._waits_s = -1.0  # unknown, should an interrupt come between
             set_patience(self._connection, seconds)
             self._waits_s = seconds
 

@@ -40,6 +40,17 @@ class PolicyInput:
     noise: NDArray[np.float32]
     started: NDArray[np.bool_] | None = None
 
+    def rows(self, rows: slice) -> PolicyInput:
+        """Views of some environments' rows."""
+        return PolicyInput(
+            reset=self.reset[rows],
+            observation=self.observation[rows],
+            reward=self.reward[rows],
+            state=self.state[rows],
+            noise=self.noise[rows],
+            started=None if self.started is None else self.started[rows],
+        )
+
 
 class Policy(Protocol):
     """A pure function of weights and input; the same bits for the same block shape.

@@ -67,16 +67,16 @@ def _digest(function: Callable[..., Any]) -> str:
 
 
 @contextmanager
-def alone_while_compiling(*functions: Callable[..., object]) -> Iterator[None]:
-    """Guard a call of functions that `compiled_and_kept` made: of many processes one compiles, the others wait.
+def alone_while_compiling(function: Callable[..., object]) -> Iterator[None]:
+    """Guard a call of a function that `compiled_and_kept` made: of many processes one compiles, the others wait.
 
-    Nothing is waited for once they have been called in this process. Not to be nested.
+    Nothing is waited for once the function has been called in this process.
     """
-    unknown = [each for each in cast(tuple[Any, ...], functions) if not each.signatures]
-    if not unknown:
+    dispatcher = cast(Any, function)
+    if dispatcher.signatures:
         yield
         return
-    folder = Path(unknown[0].stats.cache_path)
+    folder = Path(dispatcher.stats.cache_path)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "compiling.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,18 @@ def test_each_environment_gets_the_same_bits_whatever_their_number(
         action, few = policy.step(observation[:num_envs], few, reward=reward[:num_envs])
         np.testing.assert_array_equal(action, expected[:num_envs])
         np.testing.assert_array_equal(few, many[:num_envs])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.dtype(">f4"), object])
+def test_a_state_of_another_type_is_taken_by_its_values(
+    policy: ExportedPolicy, spec: EnvironmentSpec, dtype: Any
+) -> None:
+    observation = np.ones((3, spec.observation_size))
+    state = np.full((3, policy.card.state_size), 0.25)
+    expected = policy.step(observation, state.astype(np.float32), reward=0.0)
+    for found, wanted in zip(policy.step(observation, state.astype(dtype), reward=0.0), expected, strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_single_observation_gives_a_single_action(policy: ExportedPolicy, spec: EnvironmentSpec) -> None:
@@ -219,6 +232,7 @@ def test_card_says_over_what_the_policy_remembers(exported: Exported, tmp_path: 
     (tmp_path / "run" / "scenario.toml").write_text(scenario.replace('suite = ""', 'suite = "halfcheetah-vel"'))
     card = export_policy(tmp_path / "run", tmp_path / "p.safetensors").card
     assert card["policy"]["remembers"] == "a trial of 5 episodes"
+    assert (card["environment"]["suite"], card["environment"]["max_episode_steps"]) == ("halfcheetah-vel", 200)
 
 
 def test_without_reported_episodes_the_best_member_so_far_is_written(tmp_path: Path) -> None:

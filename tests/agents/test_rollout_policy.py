@@ -177,28 +177,6 @@ def test_the_adapter_scales_and_shifts_before_squashing(case: Case) -> None:
     np.testing.assert_allclose(np.arctanh(adapted), 0.5 * np.arctanh(plain) + 0.2, atol=1e-4)
 
 
-def test_squashing_is_tanh_and_never_leaves_the_range(case: Case) -> None:
-    weights = {name: np.array(value, np.float32) for name, value in case.weights("meta").items()}
-    weights["actor.w3"][:] = 0
-    for value in (*np.linspace(-12, 12, 241), -1e30, 1e30):
-        weights["actor.b3"][:ACTION] = value
-        policy = build_policy(weights, {})
-        action, _ = policy.act(case.given(0, np.zeros((8, policy.state_size), np.float32)))
-        np.testing.assert_allclose(action, np.tanh(value), atol=3e-7)
-        assert np.abs(action).max() <= 1.0
-
-
-def test_what_is_not_a_number_stays_so_and_stays_in_its_row(case: Case) -> None:
-    policy = build_policy(case.weights("meta"), {})
-    given = case.given(0, np.zeros((8, policy.state_size), np.float32))
-    expected = policy.act(given)[0]
-    observation = given.observation.copy()
-    observation[3, 0] = np.nan
-    action = policy.act(replace(given, observation=observation))[0]
-    assert np.isnan(action[3]).all()
-    np.testing.assert_array_equal(np.delete(action, 3, axis=0), np.delete(expected, 3, axis=0))
-
-
 def test_reset_forgets_state_reward_and_action(case: Case) -> None:
     policy = build_policy(case.weights("meta"), {})
     given = replace(case.given(0, np.zeros((8, policy.state_size), np.float32)), reset=np.ones(8, bool))
@@ -259,20 +237,3 @@ def test_several_blocks_at_once_give_the_bits_of_block_by_block(kind: str, seats
         own_action, own_state = policy.act(part)
         np.testing.assert_array_equal(action[rows], own_action)
         np.testing.assert_array_equal(state[rows], own_state)
-
-
-@pytest.mark.parametrize("rows", [0, 5, 12])
-def test_what_is_no_whole_block_is_refused_before_the_kernels_see_it(case: Case, rows: int) -> None:
-    policy = build_policy(case.weights("meta"), {})
-    given = case.given(0, np.zeros((8, policy.state_size), np.float32))
-    arrays = (given.reset, given.observation, given.reward, given.state, given.noise)
-    reset, observation, reward, state, noise = (np.resize(array, (rows, *array.shape[1:])) for array in arrays)
-    with pytest.raises(ConfigError, match=f"got {rows} environments, expected whole blocks of 8"):
-        policy.act(PolicyInput(reset=reset, observation=observation, reward=reward, state=state, noise=noise))
-
-
-def test_arrays_of_different_numbers_of_environments_are_refused(case: Case) -> None:
-    policy = MemberPolicy({k: np.asarray(v, np.float32) for k, v in case.weights("meta").items()})
-    given = case.given(0, np.zeros((8, policy.state_size), np.float32))
-    with pytest.raises(ConfigError, match="arrays of"):
-        policy.act(replace(given, noise=np.zeros((64, ACTION), np.float32)))

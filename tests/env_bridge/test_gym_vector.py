@@ -153,6 +153,18 @@ def test_action_out_of_range_is_refused_where_that_was_asked_for() -> None:
     env.close()
 
 
+@pytest.mark.parametrize("state", [None, 3, {"physics": [1.0]}])
+def test_what_is_no_state_is_refused_and_changes_nothing(state: Any) -> None:
+    env = BridgeVectorEnv("Hopper-v4", 2)
+    env.reset(seed=np.int64(3))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected the arrays that get_state returned"):
+        env.set_state(state)
+    with pytest.raises(ConfigError, match=r"got seed array\(3\); expected a whole number"):
+        env.reset(seed=np.array(3))  # type: ignore[arg-type]
+    env.step(np.zeros((2, 3), np.float32))
+    env.close()
+
+
 def test_a_class_without_a_state_to_read_cannot_be_saved() -> None:
     env = BridgeVectorEnv("CartPole-v1", 2)
     env.reset(seed=0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from env_bridge import BridgeVectorEnv, crew
+from env_bridge import BridgeVectorEnv, crew, worker_process
 from env_bridge.stepping import Stepper
 from env_bridge.worker_process import WorkerProcess
 from swarm.environment import TaskParameters
@@ -282,4 +282,45 @@ def test_an_interrupt_while_a_worker_is_replaced_leaves_its_rows_lost(
     env.reset(seed=0)
     seen = [env.step(forward)[0][:, 0].tolist() for _ in range(4)]
     assert seen == [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [2.0, 2.0]], "the tasks are known"
+    env.close()
+
+
+@pytest.mark.parametrize("mode", ["next_step", "same_step"])
+def test_a_step_that_lost_rows_and_was_never_fetched_counts_as_failed(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make(fragile.ENV_ID, 2, autoreset_mode=mode)
+    forward = actions_of(fragile.STEP, fragile.STEP)
+    env.reset(seed=0)
+    env.step(forward)
+    with monkeypatch.context() as patch:  # while an answer is read: it is cut in two, and its worker lost
+        patch.setattr(worker_process, "receive_letter", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            env.step(forward)
+    assert_refused_until_reset(env, forward)
+    np.testing.assert_array_equal(env.step(forward)[0], [[1.0], [1.0]])
+    assert env.num_replaced == 1
+    env.close()
+
+
+def test_an_interrupt_while_a_time_limit_is_set_leaves_none_that_nobody_knows_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = make(OWN_CLASS)
+    worker = env._lanes._pieces[0].worker  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        set_patience = worker_process.set_patience
+
+        def interrupted(connection: Any, seconds: float) -> None:
+            set_patience(connection, 1.0)
+            raise KeyboardInterrupt
+
+        patch.setattr(worker_process, "set_patience", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            worker._wait_for(1.0)
+    told: list[float] = []
+    monkeypatch.setattr(worker_process, "set_patience", lambda _, seconds: told.append(seconds))
+    worker._wait_for(worker_process.PATIENCE_S)
+    assert told == [worker_process.PATIENCE_S]
+    monkeypatch.undo()
     env.close()
