@@ -29,7 +29,7 @@ from agents.rollouts import mean_returns, shifted_tasks
 from agents.specialist import COMMON_SKILLS, Specialist, Work
 from swarm.agent import AgentContext
 from swarm.environment import Bridge, RolloutResult, TaskParameters
-from swarm.messages import Arrays, Award, Evaluation, Json, ParameterVersion
+from swarm.messages import Arrays, Award, Evaluation, Json
 from swarm.policy import BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ class AdaptationAgent(Specialist):
         return {"adapt": self._adapt}
 
     async def _adapt(self, award: Award, context: AgentContext) -> Mapping[str, Json]:
-        """Try to adapt the best member to one shifted task of this round; publish the verdict."""
+        """Try to adapt the best member to one shifted task of this round; publish the verdict.
+
+        What training goes on with stays as it is: this tells how well the team of this round adapts.
+        """
         from agents.adaptable import AdaptableTeam
 
         terms = award.terms
@@ -99,9 +102,6 @@ class AdaptationAgent(Specialist):
                 details={"accepted": accepted, "reason": result.decision.reason},
             )
         )
-        if accepted:
-            adapter = {key: np.asarray(result.deployment.weights[key]) for key in ("adapter.gain", "adapter.bias")}
-            context.publish(ParameterVersion(owner="adapter", version=round_index, digest="", arrays=adapter))
         return {
             "accepted": accepted,
             "reason": result.decision.reason,

@@ -45,6 +45,7 @@ class PolicyCard:
 
     Attributes:
         env_id: the Gymnasium id that it was trained on.
+        suite: tasks that it was trained on, which reward otherwise than the id does; empty: none.
         observation_size: O.
         action_low: lower limit of each action, (A,).
         action_high: upper limit of each action, (A,).
@@ -54,6 +55,7 @@ class PolicyCard:
     """
 
     env_id: str
+    suite: str
     observation_size: int
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
@@ -80,6 +82,7 @@ class PolicyCard:
         environment, policy, weights = (_table(content, key) for key in ("environment", "policy", "weights"))
         card = cls(
             env_id=_text(environment, "id"),
+            suite=_text(environment, "suite") if environment.get("suite") else "",
             observation_size=_count(environment, "observation_size"),
             action_low=_limits(environment, "action_low"),
             action_high=_limits(environment, "action_high"),

@@ -7,7 +7,7 @@ blocks and runs on a node's compute thread.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Final, cast
@@ -66,6 +66,15 @@ class View:
 def pinned_round(run_dir: Path, team: TeamConfig, base: int) -> Pinned:
     """Return round ``base`` of a run; agents of one process share it, since it never changes."""
     return Pinned(run_dir, team, base)
+
+
+def check_round(run_dir: Path, team: TeamConfig, base: int) -> None:
+    """Read what a run would continue from. Raises ``CheckpointError`` where a file does not fit the team's settings."""
+    pinned = Pinned(run_dir, replace(team, reproducible=False), base)  # nothing is computed
+    for name in team.members:
+        pinned.member(name)
+    for group in groups_of(team):
+        pinned.world(group)
 
 
 def fresh_files(team: TeamConfig, spec: EnvironmentSpec) -> dict[str, bytes]:

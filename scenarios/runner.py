@@ -45,11 +45,11 @@ async def run_scenario(
 
     Raises:
         ConfigError: the scenario cannot be started, and there is no committed round that an outcome could tell of.
-        CheckpointError: ``resume`` is asked for and there is no valid checkpoint.
+        CheckpointError: ``resume`` is asked for and there is no valid checkpoint, or none of these settings.
     """
     started_s = time.monotonic()
     if resume:
-        newest_checkpoint(run_dir)
+        await asyncio.to_thread(_check_checkpoint, scenario, run_dir)
     observer.on_phase("starting the broker, the bridge and the agents")
     failure: SwarmError | None = None
     is_up = False
@@ -73,6 +73,13 @@ async def run_scenario(
     outcome = _outcome(run_dir, failure, time.monotonic() - started_s)
     observer.on_end(outcome)
     return outcome
+
+
+def _check_checkpoint(scenario: Scenario, run_dir: Path) -> None:
+    """Read what is continued from here, so that what no agent could use is known before any is started."""
+    from agents.pinned import check_round
+
+    check_round(run_dir, scenario.team, newest_checkpoint(run_dir).round_index)
 
 
 @contextlib.asynccontextmanager

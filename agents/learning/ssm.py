@@ -142,6 +142,7 @@ class _Layer(torch.autograd.Function):
         state_ES: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Return features (T, E, D) and states (T, E, S)."""
         w = [parameter.contiguous() for parameter in parameters]
         num_steps, num_sequences, num_inputs = inputs_TEI.shape
         split, width = state_ES.shape[1], len(parameters[-1])
@@ -170,6 +171,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Return the gradients of what `forward` was given, of those of the features (T, E, D)."""
         upper = gradients[0]
         if torch.is_grad_enabled():
             raise RuntimeError("gradients of the state-space kernel are of first order only; take layer_loop instead")

@@ -18,6 +18,10 @@ import agents
 def play(path: Path, seed: int) -> str:
     """Return what came out: environment, undiscounted return and length of the episode."""
     policy = agents.load_policy(path)
+    if policy.card.suite:
+        raise SystemExit(
+            f"{path} was trained on the tasks of {policy.card.suite}, whose rewards Gymnasium does not pay"
+        )
     env = gymnasium.make(policy.card.env_id)
     observation, _ = env.reset(seed=seed)
     state, reward, total, length, ended = policy.initial_state(), 0.0, 0.0, 0, False

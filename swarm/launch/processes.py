@@ -117,6 +117,7 @@ def _node(team: Team, sockets: Path, name: str, agents: Sequence[Agent]) -> Proc
     spec_path, status_path = sockets / f"{name}.json", sockets / f"{name}.txt"
 
     def prepare(incarnation: int) -> None:
+        """Write the specification of the next life."""
         spec = NodeSpec(
             name=name,
             publish_endpoint=f"ipc://{sockets}/publish.sock",

@@ -11,6 +11,7 @@ import pytest
 from scenarios.cli import main
 from scenarios.run_directory import RunDirectory, swarm_command
 from scenarios.scenario import load_preset
+from tests.agents.made_runs import make_run
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +145,15 @@ def test_damaged_scenario_of_a_run_is_named(capsys: pytest.CaptureFixture[str], 
     run = RunDirectory.create(Path("run"), load_preset("smoke"))
     run.scenario_file.write_bytes(damage.encode("latin-1"))
     assert "run/scenario.toml cannot be used" in refused(capsys, "resume", "run")
+
+
+def test_a_run_whose_files_do_not_fit_its_settings_is_not_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(Path("run"))
+    scenario = Path("run/scenario.toml")
+    text = scenario.read_text(encoding="utf-8")
+    assert "actor_hidden = [64, 64]" in text
+    scenario.write_text(text.replace("actor_hidden = [64, 64]", "actor_hidden = [64, 65]"), encoding="utf-8")
+    assert "other network sizes?" in refused(capsys, "resume", "run")
 
 
 def test_module_and_console_script_say_the_same_without_a_traceback() -> None:

@@ -17,6 +17,7 @@ from agents.pinned import Pinned
 from agents.rollouts import evaluation_blocks
 from env_bridge.rollout import run_rollout
 from env_bridge.vector_env import VectorEnv
+from scenarios.examples.load_policy import play
 from swarm.environment import EnvironmentSpec
 from swarm.policy import BLOCK_SIZE
 from tests.agents.made_runs import HALF_CHEETAH, make_run
@@ -73,3 +74,12 @@ def test_the_example_plays_an_episode_in_plain_gymnasium(tmp_path: Path) -> None
     argv = [sys.executable, "-m", "scenarios.examples.load_policy", str(path), "3"]
     played = subprocess.run(argv, check=True, timeout=60, capture_output=True, text=True)
     assert re.fullmatch(r"HalfCheetah-v5: return -?\d+\.\d in 1000 steps\n", played.stdout)
+
+
+def test_the_example_plays_no_policy_that_needs_the_rewards_of_a_task(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", spec_of("HalfCheetah-v5"))
+    scenario = (tmp_path / "run" / "scenario.toml").read_text()
+    (tmp_path / "run" / "scenario.toml").write_text(scenario.replace('suite = ""', 'suite = "halfcheetah-vel"'))
+    path = export_policy(tmp_path / "run", tmp_path / "p.safetensors").path
+    with pytest.raises(SystemExit, match="trained on the tasks of halfcheetah-vel"):
+        play(path, seed=0)
