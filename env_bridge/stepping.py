@@ -39,8 +39,12 @@ STATE: Final = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 TAKEN, COUNT, SOON = 0, 1, 2
 NUM_COUNTERS = 3
 FIELD: Final = "field."
-LOOKS: Final = 200
-"""Looks for a byte before waiting for it: about as long as falling asleep and being woken takes."""
+LOOKS: Final = 4000
+"""Looks for a byte before waiting for it: about two milliseconds, in which whoever waits has nothing else to do."""
+FEW_LOOKS: Final = 200
+"""As many where the last one was in vain: about as long as falling asleep and being woken takes."""
+RETRY_EVERY: Final = 16
+"""So many times in vain, and the longer look is tried again."""
 DONT_WAIT: Final = int(socket.MSG_DONTWAIT)
 NO_SIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 WARNING_WORDS: Final = 2
@@ -195,9 +199,14 @@ def _ask(descriptor: int, question: Any, answer: Any, unanswered: int) -> bool: 
 @numba.njit(cache=True, nogil=True)
 def _serve(descriptor: int, byte: Any, answer: Any, places: Any) -> int:  # noqa: ANN401
     asked, counters = byte[0], _array(_pointer(places[Place.COUNTERS]), NUM_COUNTERS, np.int64)
+    in_vain = 0
     while True:
         received = 1
-        if not counters[SOON] or not _look_for_byte(descriptor, byte, LOOKS):
+        looks = (FEW_LOOKS if in_vain % RETRY_EVERY else LOOKS) if counters[SOON] else 0
+        if _look_for_byte(descriptor, byte, looks):
+            in_vain = 0
+        else:
+            in_vain += 1
             received = _READ(descriptor, _pointer(byte.ctypes.data), 1)
         if received != 1 or byte[0] != asked:
             return int(received)
