@@ -1,7 +1,8 @@
 """Environment steps a second: the physics alone, ours, EnvPool, Gymnasium; 64 environments, two stepping workers.
 
 All of them play in turn, in slices of less than a second, each in processes of its own; a ratio is the median of the
-ratios within each turn. In every mode a reset that takes the place of a step counts as a step.
+ratios within each turn. There are as many turns as `BUDGET_S` has room for (``turns`` says how many), at least
+`LEAST_TURNS`. In every mode a reset that takes the place of a step counts as a step.
 
 =============== =====================================================================================================
 candidate       what it does
@@ -43,7 +44,12 @@ from typing import Any, Final, Self
 THREADS = (1,)
 FOLDER: Final = Path(__file__).resolve().parent
 ENV_IDS: Final = ("HalfCheetah-v4", "Ant-v4", "Humanoid-v4")
-NUM_ENVS, WORKERS, TURNS = 64, 2, 5
+NUM_ENVS, WORKERS = 64, 2
+BUDGET_S: Final = 135.0
+"""For everything, on a machine that makes ready and plays `LEAST_TURNS` in that time."""
+LEAST_TURNS, MOST_TURNS = 3, 9
+ENDING_S: Final = 3.0
+"""What the players of one robot take to end."""
 SLICE_S, PEER_SLICE_S = 0.4, 0.25
 SIZES, SIZE_SLICE_S = (1, 4, 16, 256), 0.2
 MOST_PROCESSES: Final = 16
@@ -126,19 +132,30 @@ def compare(env_ids: Sequence[str], sized: Sequence[str]) -> dict[str, Any]:
     """Measure robots one after the other; those of ``sized`` also in other numbers of environments."""
     measurements: dict[str, Any] = {}
     ratios: dict[str, dict[str, float | None]] = {}
+    end_s = time.perf_counter() + BUDGET_S
+    parts = len(env_ids) + sum(env_id in sized for env_id in env_ids)
     for env_id in env_ids:
-        start = time.perf_counter()
+        start_s = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            measurements[env_id], ratios[env_id] = throughput(env_id, Path(folder))
+            measurements[env_id], ratios[env_id] = throughput(env_id, Path(folder), share(end_s, parts))
+            parts -= 1
             if env_id in sized:
-                measurements[env_id]["sizes"], more = by_size(env_id, Path(folder))
+                until_s = share(end_s, parts)
                 measurements[env_id]["latency"] = latency(env_id, Path(folder))
+                measurements[env_id]["sizes"], more = by_size(env_id, Path(folder), until_s)
                 ratios[env_id] |= more
-        sys.stderr.write(f"{env_id}: {time.perf_counter() - start:.0f} s\n")
+                parts -= 1
+        sys.stderr.write(f"{env_id}: {time.perf_counter() - start_s:.0f} s\n")
     return {"measurements": measurements, "ratios": ratios}
 
 
-def throughput(env_id: str, folder: Path) -> tuple[dict[str, Any], dict[str, float | None]]:
+def share(end_s: float, parts: int) -> float:
+    """Return when the first of ``parts`` equal parts of the time until ``end_s`` is over."""
+    now_s = time.perf_counter()
+    return now_s + (end_s - now_s) / parts
+
+
+def throughput(env_id: str, folder: Path, until_s: float) -> tuple[dict[str, Any], dict[str, float | None]]:
     """Return the rates and ratios of all candidates with `NUM_ENVS` environments."""
     with ExitStack() as stack:
 
@@ -167,7 +184,7 @@ def throughput(env_id: str, folder: Path) -> tuple[dict[str, Any], dict[str, flo
         for name, one in others.items():
             if one.is_ready():
                 sides[name] = Side([one], "steps", PEER_SLICE_S if name in ("sync", "async") else SLICE_S)
-        rates = take_turns(sides)
+        rates = take_turns(sides, until_s - ENDING_S)
     ratios = {
         "vs_limit": ratio(rates, "ours", "limit"),
         "vs_envpool": ratio(rates, "ours", "envpool"),
@@ -176,7 +193,7 @@ def throughput(env_id: str, folder: Path) -> tuple[dict[str, Any], dict[str, flo
         "vs_gym_async": ratio(rates, "ours", "async"),
         "halves_vs_limit": ratio(rates, "halves", "limit"),
     }
-    return {"steps_per_s": medians(rates)}, ratios
+    return {"turns": len(rates["limit"]), "steps_per_s": medians(rates)}, ratios
 
 
 def record(env_id: str, folder: Path) -> None:
@@ -185,11 +202,12 @@ def record(env_id: str, folder: Path) -> None:
         player.is_ready()
 
 
-def by_size(env_id: str, folder: Path) -> tuple[dict[str, Any], dict[str, float | None]]:
+def by_size(env_id: str, folder: Path, until_s: float) -> tuple[dict[str, Any], dict[str, float | None]]:
     """Return rates by number of environments, and ours over Gymnasium's best."""
     found: dict[str, Any] = {}
     ratios: dict[str, float | None] = {}
-    for size in SIZES:
+    for left, size in zip(range(len(SIZES), 0, -1), SIZES, strict=True):
+        end_s = share(until_s, left)
         with ExitStack() as stack:
             players = {
                 name: stack.enter_context(Player("bridge_players.py", kind, env_id, size, folder))
@@ -197,7 +215,7 @@ def by_size(env_id: str, folder: Path) -> tuple[dict[str, Any], dict[str, float 
                 if name != "async" or size <= MOST_PROCESSES
             }
             sides = {name: Side([one], "steps", SIZE_SLICE_S) for name, one in players.items() if one.is_ready()}
-            rates = take_turns(sides)
+            rates = take_turns(sides, end_s - ENDING_S)
         rates["best"] = [max(several) for several in zip(*(rates[n] for n in rates if n != "ours"), strict=True)]
         found[str(size)] = medians({name: rates[name] for name in players})
         ratios[f"vs_gym_best_{size}"] = ratio(rates, "ours", "best")
@@ -218,9 +236,14 @@ def latency(env_id: str, folder: Path) -> dict[str, float]:
     }
 
 
-def take_turns(sides: Mapping[str, Side]) -> dict[str, list[float]]:
-    """Return the rates of `TURNS` slices of each side, one after the other within each turn."""
-    turns = [{name: side.rate() for name, side in sides.items()} for _ in range(TURNS)]
+def take_turns(sides: Mapping[str, Side], until_s: float) -> dict[str, list[float]]:
+    """Return the rates of slices of each side, one after the other within each turn, until there is no time left."""
+    turns: list[dict[str, float]] = []
+    longest_s = 0.0
+    while len(turns) < LEAST_TURNS or (len(turns) < MOST_TURNS and time.perf_counter() + longest_s < until_s):
+        start_s = time.perf_counter()
+        turns.append({name: side.rate() for name, side in sides.items()})
+        longest_s = max(longest_s, time.perf_counter() - start_s)
     return {name: [turn[name] for turn in turns] for name in sides}
 
 

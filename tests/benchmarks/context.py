@@ -16,7 +16,8 @@ arm       what it knows of a window's dynamics                   how it was trai
 ========= ====================================================== =====================================================
 
 An arm's error is the squared error of normalised change and reward. The headline is its interquartile mean over all
-query windows of all seeds, the plain mean stands beside it, with a 95 % bootstrap interval over seeds for the ratios.
+query windows of all seeds, the plain mean stands beside it, with a 95 % bootstrap interval over seeds for the ratios;
+and the plain mean by kind of dynamics, with its share of what `none` gets wrong in all.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from multiprocessing import get_context
 from typing import Any, Final
@@ -47,13 +48,14 @@ from agents.learning.world_model import prepare
 from agents.learning.world_state import WorldState, apply_parts, init_world
 from env_bridge.rollout import run_rollout
 from env_bridge.suites import suite
-from swarm.environment import RolloutRequest
+from swarm.environment import RolloutRequest, TaskParameters
 
 ARMS: Final = ("none", "ssm", "inner", "both")
 REMEMBERING: Final = ("ssm", "both")
 ADAPTING: Final = ("inner", "both")
 TRAIN_TASKS, TEST_TASKS, STRETCH = 200, 96, 200
 HALF, BATCH, STEPS = 32, 16, 2_000
+STARTS: Final = range(0, STRETCH - 2 * HALF + 1, 2 * HALF)
 RESAMPLES: Final = 10_000
 CONFIG: Final = WorldConfig(
     window=2 * HALF,
@@ -95,9 +97,7 @@ def make_study(env_id: str, seed: int) -> Study:
         collect(env_id, name, number, seed)
         for name, number in (("shift-train", TRAIN_TASKS), ("shift-test", TEST_TASKS))
     )
-    starts = np.array(
-        [[step, task] for step in range(0, STRETCH - 2 * HALF + 1, 2 * HALF) for task in range(TEST_TASKS)]
-    )
+    starts = np.array([[step, task] for step in STARTS for task in range(TEST_TASKS)])
     return Study(
         train=train,
         test=cut_windows(test, None, starts, 2 * HALF),
@@ -106,6 +106,17 @@ def make_study(env_id: str, seed: int) -> Study:
         ).scales(),
         seed=seed,
     )
+
+
+def kinds(seed: int) -> list[str]:
+    """Return what is changed in each test window, in their order, as ``gravity+``."""
+    nominal = TaskParameters()
+    names = []
+    for task in suite("shift-test", count=TEST_TASKS, seed=seed):
+        (name,) = (field.name for field in fields(task) if getattr(task, field.name) != getattr(nominal, field.name))
+        value = getattr(task, name)
+        names.append(name + ("" if name in ("crippled", "observation_delay") else "+" if value > 1.0 else "-"))
+    return names * len(STARTS)
 
 
 def forgetful(windows: Windows) -> Windows:
@@ -180,6 +191,25 @@ def summary(found: Mapping[str, Sequence[NDArray[np.float64]]]) -> dict[str, Any
     return result
 
 
+def by_kind(found: Mapping[str, Sequence[NDArray[np.float64]]], kind: NDArray[np.str_]) -> dict[str, Any]:
+    """Return, by kind of dynamics: windows, mean errors of `none` and `both`, and the share of all errors of `none`.
+
+    Args:
+        kind: (seeds, W) of each test window.
+    """
+    none, both = (np.stack(found[arm]) for arm in ("none", "both"))
+    return {
+        str(name): {
+            "windows": int((kind == name).sum()),
+            "none": float(none[kind == name].mean()),
+            "both": float(both[kind == name].mean()),
+            "both_of_none": float(both[kind == name].mean() / none[kind == name].mean()),
+            "share_of_none": float(none[kind == name].sum() / none.sum()),
+        }
+        for name in np.unique(kind)
+    }
+
+
 def measure(threads: int) -> dict[str, Any]:
     """Return a glimpse for ``swarm bench``: one seed, a tenth of the training, always one thread.
 
@@ -195,7 +225,10 @@ def compare(env_id: str, seeds: Sequence[int], steps: int, jobs: int = 1) -> dic
     else:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             found = list(pool.map(partial(one_seed, env_id, steps=steps), seeds))
-    return summary({arm: [errors_by_arm[arm] for errors_by_arm in found] for arm in ARMS})
+    errors_of = {arm: [errors_by_arm[arm] for errors_by_arm in found] for arm in ARMS}
+    result = summary(errors_of)
+    result["measurements"]["by_kind"] = by_kind(errors_of, np.array([kinds(seed) for seed in seeds]))
+    return result
 
 
 def one_seed(env_id: str, seed: int, steps: int) -> dict[str, NDArray[np.float64]]:
