@@ -26,6 +26,8 @@ from env_bridge.async_env import AsyncBridgeVectorEnv
 from env_bridge.client import BridgeClient, connect
 from swarm.environment import EnvironmentSpec, RolloutRequest, RolloutResult, TaskParameters
 
+RUN: Final = 25
+"""Steps that each way of stepping makes in its turn: one after the other, as users do."""
 COLLECT_STEPS: Final = {"HalfCheetah-v4": 200, "Ant-v4": 100, "Humanoid-v4": 100}
 
 
@@ -107,10 +109,16 @@ async def collect(env_id: str, num_envs: int, folder: Path, workers: int, say: C
 
 
 async def latency(env_id: str, num_envs: int, folder: Path, workers: int, say: Callable[[object], None]) -> None:
-    """Step from a coroutine in two ways and, in turn, the physics alone in a loop of one core; answer the medians."""
+    """Step from a coroutine in two ways and, in turns, the physics alone in a loop of one core; answer the medians."""
     single: Any = gymnasium.make(env_id).unwrapped
     datas = [mujoco.MjData(single.model) for _ in range(num_envs)]
     actions = script_actions(env_id, num_envs)
+
+    async def physics(action: NDArray[np.float32]) -> None:
+        for data, row in zip(datas, action, strict=True):
+            data.ctrl[:] = row
+            mujoco.mj_step(single.model, data, nstep=single.frame_skip)
+
     async with (
         bridge(folder, "latency", workers) as client,
         await AsyncBridgeVectorEnv.open(env_id, num_envs, workers=1) as own,
@@ -123,18 +131,12 @@ async def latency(env_id: str, num_envs: int, folder: Path, workers: int, say: C
             taken: dict[str, list[float]] = {"step": [], "bridge": [], "physics": []}
             end = time.perf_counter() + seconds
             while time.perf_counter() < end:
-                action = actions[len(taken["step"]) % STEPS[env_id]]
-                start = time.perf_counter()
-                await own.step(action)
-                middle = time.perf_counter()
-                await env.step(action)
-                between = time.perf_counter()
-                for data, row in zip(datas, action, strict=True):
-                    data.ctrl[:] = row
-                    mujoco.mj_step(single.model, data, nstep=single.frame_skip)
-                taken["step"].append(middle - start)
-                taken["bridge"].append(between - middle)
-                taken["physics"].append(time.perf_counter() - between)
+                first = len(taken["step"]) % (STEPS[env_id] - RUN + 1)
+                for name, step in (("step", own.step), ("bridge", env.step), ("physics", physics)):
+                    for action in actions[first : first + RUN]:
+                        start = time.perf_counter()
+                        await step(action)
+                        taken[name].append(time.perf_counter() - start)
             say({name: statistics.median(values) for name, values in taken.items()})
         await env.close()
 
