@@ -5,7 +5,7 @@ H parameters of one head, P = E + H.
 
 Guards, in this order: shape (and dtype), finite, norm cap per sender, staleness. What a guard refuses is left out and
 counted, never replaced by zeros. The encoder's part of what is left is combined over the members; each head's part is
-its member's own.
+its member's own. Where a rule makes something that is not finite, all that it was made of is refused.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def aggregate(
     refused = np.zeros(len(gradients), np.int64)
     samples: dict[str, int] = {}
     for kind in KINDS:
-        accepted: list[tuple[int, Float32Array]] = []
+        accepted: dict[int, Float32Array] = {}
         for index, message in enumerate(gradients):
             if kind not in message.arrays:
                 continue
@@ -82,11 +82,18 @@ def aggregate(
                 skipped.append(f"{message.owner}:{kind}:{found}")
                 refused[index] += 1
                 continue
+            accepted[index] = found
+        if not accepted:
+            continue
+        combined = _combine([(gradients[i].num_samples, found[:, :shared]) for i, found in accepted.items()], config)
+        if not np.isfinite(combined).all():
+            skipped.extend(f"{gradients[index].owner}:{kind}:combined" for index in accepted)
+            refused[list(accepted)] += 1
+            continue
+        arrays[f"{kind}/shared"] = combined
+        for index, found in accepted.items():
             arrays[f"{kind}/head-{index}"] = np.ascontiguousarray(found[:, shared:])
-            accepted.append((message.num_samples, found[:, :shared]))
-            samples[message.owner] = message.num_samples
-        if accepted:
-            arrays[f"{kind}/shared"] = _combine(accepted, config)
+            samples[gradients[index].owner] = gradients[index].num_samples
     return Aggregate(arrays={**arrays, "refused": refused}, num_samples=sum(samples.values()), skipped=tuple(skipped))
 
 
@@ -108,6 +115,7 @@ def _combine(accepted: Sequence[tuple[int, Float32Array]], config: WorldConfig) 
             rows.extend(row for _, row in present)
             continue
         weights = np.array([max(1, weight) for weight, _ in present], np.float64)
-        combined = RULES[config.aggregation](np.stack([row for _, row in present]).astype(np.float64), weights)
-        rows.append(combined.astype(np.float32))
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever calls looks at what came of it
+            combined = RULES[config.aggregation](np.stack([row for _, row in present]).astype(np.float64), weights)
+            rows.append(combined.astype(np.float32))
     return np.stack(rows)

@@ -58,15 +58,25 @@ def trimmed_mean(rows_SE: Float64Array, weights_S: Float64Array) -> Float64Array
 def geometric_median(rows_SE: Float64Array, weights_S: Float64Array) -> Float64Array:
     """Return the point with the smallest weighted sum of distances to the rows, by 16 smoothed Weiszfeld steps.
 
-    Starts from the median of each parameter, which a minority cannot carry away.
+    Starts from the median of each parameter, which a minority cannot carry away. Smoothing is relative to the weighted
+    median of the rows' norms. Where that is zero, so is the result: half of the weight at one point holds the median.
 
     Source: Pillutla et al. 2022, arXiv:1912.13445, algorithm 2.
     """
+    floor = SMOOTHING * _weighted_median(_norms(rows_SE), weights_S)
+    if floor == 0:
+        return np.zeros(rows_SE.shape[1])
     centre: Float64Array = np.median(rows_SE, axis=0)
-    floor = SMOOTHING * max(float(np.median(_norms(rows_SE))), np.finfo(np.float64).tiny)
     for _ in range(WEISZFELD_STEPS):
         centre = mean(rows_SE, weights_S / np.maximum(_norms(rows_SE - centre), floor))
     return centre
+
+
+def _weighted_median(values_S: NDArray[np.float64], weights_S: Float64Array) -> float:
+    """Return the smallest value that, with all smaller ones, has half of the weight."""
+    order = np.argsort(values_S, kind="stable")
+    upto = np.cumsum(weights_S[order])
+    return float(values_S[order[np.searchsorted(upto, 0.5 * upto[-1])]])
 
 
 def _norms(rows_SE: Float64Array) -> NDArray[np.float64]:

@@ -142,6 +142,35 @@ def test_the_geometric_median_weighs_senders_by_their_samples() -> None:
     np.testing.assert_allclose(found.arrays["prediction/shared"], ones(1, size=SHARED), atol=1e-3)
 
 
+@pytest.mark.parametrize("rule", ["mean", *ROBUST])
+@pytest.mark.parametrize("values", [(0, 0, 0, 0, 0), (0, 0, 0, 1, 2), (0, 1, 0, 1e-30, 0)])
+def test_most_senders_of_zeros_give_something_finite_and_robust_rules_give_zero(
+    rule: str, values: tuple[float, ...]
+) -> None:
+    config = replace(CONFIG, aggregation=rule)
+    found = combined(*(message(str(n), ones(value)) for n, value in enumerate(values)), config=config)
+    expected = np.mean(values) if rule == "mean" else values[3] / 3 if rule == "trimmed_mean" else 0
+    np.testing.assert_allclose(found.arrays["prediction/shared"], ones(expected, size=SHARED), rtol=1e-6)
+    assert found.skipped == ()
+
+
+def test_the_geometric_median_leaves_most_senders_where_most_of_the_weight_is_elsewhere() -> None:
+    config = replace(CONFIG, aggregation="geometric_median")
+    senders = [message(str(n), ones(value), samples) for n, (value, samples) in enumerate([(0, 1)] * 3 + [(1, 9)] * 2)]
+    found = combined(*senders, config=config)
+    np.testing.assert_allclose(found.arrays["prediction/shared"], ones(1, size=SHARED), atol=1e-3)
+
+
+def test_what_a_rule_makes_not_finite_is_refused_with_all_that_it_was_made_of() -> None:
+    config = replace(CONFIG, aggregation="geometric_median")
+    boast = 10**307  # weights of this size overflow when they are divided by distances
+    found = combined(message("a", ones(1), boast), message("b", ones(1.001), boast), config=config)
+    assert list(found.arrays) == ["refused"]
+    assert found.arrays["refused"].tolist() == [1, 1]
+    assert found.skipped == ("a:prediction:combined", "b:prediction:combined")
+    assert found.num_samples == 0
+
+
 def test_a_rule_that_compares_senders_cannot_be_applied_in_turn() -> None:
     with pytest.raises(ConfigError, match="use applied='averaged'"):
         WorldConfig(aggregation="trimmed_mean", applied="in_turn")
