@@ -10,6 +10,8 @@ from numbers import Integral
 from typing import Any, Final
 
 import numpy as np
+from gymnasium import Space
+from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
@@ -48,6 +50,14 @@ def autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
     if mode not in known:
         raise ConfigError(f"got autoreset_mode={mode!r}; expected one of {', '.join(m.name for m in AutoresetMode)}")
     return known[mode]
+
+
+def limits(actions: Space[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Lowest and highest actions (E, …) of a batched space."""
+    if isinstance(actions, MultiDiscrete):
+        return actions.start, actions.start + actions.nvec - 1
+    assert isinstance(actions, Box), "what batches of spaces of arrays are"
+    return actions.low, actions.high
 
 
 def reset_mask(mask: Any, num_envs: int) -> Mask:  # noqa: ANN401 - from a user's dictionary

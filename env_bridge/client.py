@@ -18,9 +18,11 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from env_bridge.action_arrays import read_numbers
 from env_bridge.infos import infos_from_arrays
 from env_bridge.tasks import task_to_json
 from env_bridge.wire import (
+    DTYPES,
     MAX_FRAME_BYTES,
     Letter,
     decode,
@@ -300,9 +302,12 @@ class RemoteVectorEnv:
         """Step all with ``actions`` (E, A) in the environment's units; what ended is reset by the next step.
 
         Raises:
-            ActionError: an action is not finite; nothing was stepped.
+            ActionError: an action is not finite, or they are no array of numbers; nothing was stepped.
         """
-        arrays = (await self._call("step", {"action": np.asarray(actions)})).arrays
+        given = read_numbers(actions)
+        if given.dtype.name not in DTYPES:
+            given = given.astype(np.float64)
+        arrays = (await self._call("step", {"action": given})).arrays
         return RemoteStep(
             observation=np.array(arrays["observation"]),
             reward=np.array(arrays["reward"], dtype=np.float64),

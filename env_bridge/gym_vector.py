@@ -10,21 +10,21 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from env_bridge import arguments, vector_env
+from env_bridge import action_arrays, arguments, vector_env
 from env_bridge.autoreset import Batch, assemble
 from env_bridge.lanes import PENDING, LaneOptions
+from env_bridge.physics import RobotSimulation
 from env_bridge.tasks import check_task
 from env_bridge.vector_env import import_id
 from env_bridge.viewer import Viewer, check_mode
 from env_bridge.worker_lanes import make_lanes
 from env_bridge.worker_process import PATIENCE_S
 from swarm.environment import EnvironmentSpec, TaskParameters
-from swarm.errors import ActionError, ConfigError
+from swarm.errors import ConfigError
 
 
 class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
@@ -81,6 +81,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         specimen = given.make(1)
         self._given, self._is_strict = given, actions == "strict"
         self._describe(specimen)
+        self._action_limits = arguments.limits(self.action_space)
         self._lanes = make_lanes(given, specimen, num_workers, patience_s)
         specimen.close()
         self.closed = False
@@ -113,8 +114,9 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._action_dtype = self.single_action_space.dtype
         specimen.reset()
         self._reset_keys = tuple(specimen.reset_info())
-        simulation.send(np.zeros((1, *self._action_shape[1:]), self._action_dtype), np.arange(1))
-        simulation.wait()
+        if isinstance(simulation, RobotSimulation):  # others tell theirs one by one, and may refuse zeros
+            simulation.send(np.zeros((1, *self._action_shape[1:]), self._action_dtype), np.arange(1))
+            simulation.wait()
         self._step_keys = tuple(simulation.step_columns())
 
     def describe(self) -> EnvironmentSpec:
@@ -186,11 +188,10 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._finish_step()
         given = actions
         if not isinstance(actions, np.ndarray) or actions.dtype != self._action_dtype:
-            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-                given = np.asarray(actions, dtype=self._action_dtype)
+            given = action_arrays.cast(actions, np.dtype(self._action_dtype), self._action_shape)
         vector_env.check_action(given, self._action_shape)
         if self._is_strict:
-            self._check_range(given)
+            action_arrays.check_range(given, *self._action_limits)
         if np.count_nonzero(self._unstarted):
             raise gymnasium.error.ResetNeeded("call reset before the first step")
         if self._given.mode is AutoresetMode.DISABLED and self._pending.any():
@@ -253,19 +254,6 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             self._is_torn = "lost" in infos
         elif self._is_torn:
             self._lanes.settle()
-
-    def _check_range(self, actions: NDArray[Any]) -> None:
-        space = self.single_action_space
-        if not isinstance(space, Box):
-            return
-        outside = (actions < space.low) | (actions > space.high)
-        if outside.any():
-            environment, *place = (int(number) for number in np.argwhere(outside)[0])
-            low, high = space.low[tuple(place)], space.high[tuple(place)]
-            raise ActionError(
-                f"action {' '.join(map(str, place))} of environment {environment} is "
-                f"{actions[(environment, *place)]:g}, expected {low:g} to {high:g}; nothing was stepped"
-            )
 
     def _infos(self, batch: Batch) -> dict[str, Any]:
         if batch.told:

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from env_bridge import linear_quadratic
+from env_bridge import action_arrays, linear_quadratic
 from env_bridge.crew import Crew, ThreadCrew
 from env_bridge.generators import GENERATOR_WORDS, pack_generator, unpack_generator
 from env_bridge.gym_physics import GymSimulation
@@ -362,13 +362,10 @@ def seed_generator(seed: int | Sequence[int]) -> np.random.Generator:
 
 def check_action(action: NDArray[Any], wanted: tuple[int, ...]) -> None:
     """Raise ``ActionError`` unless actions have the ``wanted`` shape (E, …) and are finite."""
-    if action.shape != wanted:
-        raise ActionError(f"actions have shape {action.shape}, expected {wanted}; nothing was stepped")
+    action_arrays.check_shape(action, wanted)
     if action.dtype.kind == "f" and not are_finite(action):
-        environment, *place = (int(number) for number in np.argwhere(~np.isfinite(action))[0])
-        value = action[(environment, *place)]
-        name = " ".join(str(number) for number in place)
-        raise ActionError(f"action {name} of environment {environment} is {value}; nothing was stepped")
+        place = action_arrays.first(~np.isfinite(action))
+        raise ActionError(f"{action_arrays.name(place)} is {action[place]}; {action_arrays.NOTHING}")
 
 
 def _boxes(simulation: Simulation, env_id: str) -> tuple[Box, Box]:
