@@ -5,6 +5,7 @@ Letters: E environments, O observation, A action.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._describe(specimen)
         self._action_limits = arguments.limits(self.action_space)
         self._lanes = make_lanes(given, specimen, num_workers, patience_s)
+        self._release = weakref.finalize(self, self._lanes.close)  # should nobody call `close`
         specimen.close()
         self.closed = False
         self.patience_s = patience_s
@@ -314,6 +316,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         if self._viewer is not None:
             self._viewer.close()
         self._lanes.close()
+        self._release.detach()  # now: interrupted, `close` may be called again
 
     # --- tasks and states ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -280,3 +281,20 @@ def test_a_stopped_worker_that_a_long_letter_cannot_be_sent_to_is_replaced(monke
 def test_patience_is_a_number_of_seconds_that_a_socket_can_wait(patience_s: Any) -> None:
     with pytest.raises(ConfigError, match=r"got patience_s=.*; expected seconds from 0.001 to 1000000"):
         make(ROBOT, patience_s=patience_s)
+
+
+@pytest.mark.parametrize("env_id", [ROBOT, OWN_CLASS])
+def test_an_environment_that_is_dropped_leaves_neither_workers_nor_memory(env_id: str) -> None:
+    def of_mine() -> list[str]:
+        paths = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.lexists(entry.path)]
+        return sorted(path for path in paths if "memfd" in path or "socket" in path)
+
+    me, before = psutil.Process(), of_mine()
+    children = set(me.children())
+    env = make(env_id)
+    env.reset(seed=0)
+    assert len(set(me.children()) - children) == 2
+    del env
+    gc.collect()
+    assert set(me.children()) == children
+    assert of_mine() == before
