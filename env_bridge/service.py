@@ -134,13 +134,18 @@ class Service:
             actions=read(letter.body, "actions", str),
             **options,
         )
-        key = (client, read(letter.body, "session", str))
+        try:
+            described = answer(letter, asdict(env.describe()))
+            key = (client, read(letter.body, "session", str))
+        except BaseException:
+            env.close()
+            raise
         if key in self._sessions:
             self._sessions.pop(key).env.close()
         self._sessions[key] = Session(env=env)
         while len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)[1].env.close()
-        return answer(letter, asdict(env.describe()))
+        return described
 
     def _session(self, client: bytes, letter: Letter) -> Session:
         key = (client, read(letter.body, "session", str))

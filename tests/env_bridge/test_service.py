@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from env_bridge.service import Service
@@ -40,3 +41,18 @@ def test_session_made_again_takes_the_place_of_the_first_which_is_closed(service
     [second] = service._sessions.values()
     assert first.env.closed
     assert not second.env.closed
+
+
+def test_a_session_that_no_client_could_use_is_refused_in_one_line_and_leaves_no_process() -> None:
+    service, me = Service(workers=2), psutil.Process()
+    before = set(me.children())
+    letter = make("CartPole-v1")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"CartPole-v1 has actions Discrete\(\) .* expected") as caught:
+            service.perform(
+                b"client", Letter(kind="make", request_id=1, body=dict(letter.body) | {"num_envs": 16}), lambda: False
+            )
+        assert "\n" not in str(caught.value)
+    assert set(me.children()) == before
+    assert not service._sessions
+    service.close()
