@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 from gymnasium import Space
@@ -29,15 +29,19 @@ FEW: Final = 8
 
 def check(num_envs: int, workers: int | None, actions: str, patience_s: float) -> int:
     """Return the number of workers. Raises ``ConfigError`` for what cannot be."""
-    if not isinstance(num_envs, Integral) or num_envs < 1:
+    if not _is_whole(num_envs) or num_envs < 1:
         raise ConfigError(f"got num_envs={num_envs!r}; expected a whole number of at least 1")
-    if not isinstance(patience_s, int | float) or not MIN_PATIENCE_S <= patience_s <= MAX_PATIENCE_S:
+    if (
+        not isinstance(patience_s, int | float)
+        or isinstance(patience_s, bool)
+        or not MIN_PATIENCE_S <= patience_s <= MAX_PATIENCE_S
+    ):
         raise ConfigError(
             f"got patience_s={patience_s!r}; expected seconds from {MIN_PATIENCE_S:g} to {MAX_PATIENCE_S:.0f}"
         )
-    if workers is not None and (not isinstance(workers, Integral) or workers < 0):
-        raise ConfigError(f"got workers={workers}; expected 0 (this process), a number of processes, or None")
-    if actions not in ACTIONS:
+    if workers is not None and (not _is_whole(workers) or workers < 0):
+        raise ConfigError(f"got workers={workers!r}; expected 0 (this process), a number of processes, or None")
+    if not isinstance(actions, str) or actions not in ACTIONS:
         raise ConfigError(f"got actions={actions!r}; expected one of {', '.join(ACTIONS)}")
     if workers is not None:
         return int(workers)
@@ -47,7 +51,7 @@ def check(num_envs: int, workers: int | None, actions: str, patience_s: float) -
 def autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
     """The mode of that name or value. Raises ``ConfigError``."""
     known = {key: item for item in AutoresetMode for key in (item, item.name, item.name.lower(), item.value)}
-    if mode not in known:
+    if not isinstance(mode, AutoresetMode | str) or mode not in known:
         raise ConfigError(f"got autoreset_mode={mode!r}; expected one of {', '.join(m.name for m in AutoresetMode)}")
     return known[mode]
 
@@ -58,6 +62,13 @@ def limits(actions: Space[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         return actions.start, actions.start + actions.nvec - 1
     assert isinstance(actions, Box), "what batches of spaces of arrays are"
     return actions.low, actions.high
+
+
+def reset_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of a reset by name, the caller's to change. Raises ``ConfigError`` for what names none."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigError(f"got reset options {options!r}; expected a dictionary, such as {{'reset_mask': …}}, or None")
+    return dict(options or {})
 
 
 def reset_mask(mask: Any, num_envs: int) -> Mask:  # noqa: ANN401 - from a user's dictionary
@@ -105,6 +116,12 @@ def check_state(state: object) -> None:
 
 
 def _whole(seed: object) -> int | None:
-    if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)):
+    if seed is None:
+        return None
+    if not _is_whole(seed):
         raise ConfigError(f"got seed {seed!r}; expected a whole number or None for each environment")
-    return None if seed is None else int(seed)
+    return int(seed)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, Integral) and not isinstance(value, bool)

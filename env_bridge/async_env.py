@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -45,8 +46,8 @@ class AsyncBridgeVectorEnv:
         **options: Any,  # noqa: ANN401 - as BridgeVectorEnv's
     ) -> Self:
         """Start the workers; arguments as of `BridgeVectorEnv`. Raises ``ConfigError`` as it does."""
-        if workers < 1:
-            raise ConfigError(f"got workers={workers}; a coroutine needs at least one worker process to wait for")
+        if not isinstance(workers, Integral) or workers < 1:
+            raise ConfigError(f"got workers={workers!r}; a coroutine needs at least one worker process to wait for")
         opening = asyncio.ensure_future(
             asyncio.to_thread(BridgeVectorEnv, env_id, num_envs, workers=workers, **options)
         )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from env_bridge.action_arrays import read_numbers
 from env_bridge.infos import infos_from_arrays
-from env_bridge.tasks import task_to_json
+from env_bridge.tasks import check_task, task_to_json
 from env_bridge.wire import (
     DTYPES,
     MAX_FRAME_BYTES,
@@ -147,7 +147,7 @@ class BridgeClient:
             "session": session,
             "env_id": env_id,
             "num_envs": num_envs,
-            "tasks": [task_to_json(task) for task in tasks],
+            "tasks": [task_to_json(check_task(task)) for task in tasks],
             "max_episode_steps": max_episode_steps,
             "autoreset_mode": autoreset_mode,
             "actions": actions,
@@ -294,7 +294,7 @@ class RemoteVectorEnv:
             mask: (E,) which to reset; ``None``: all.
             tasks: new tasks of all environments; none: they stay.
         """
-        body: dict[str, Json] = {"seed": seed, "tasks": [task_to_json(task) for task in tasks]}
+        body: dict[str, Json] = {"seed": seed, "tasks": [task_to_json(check_task(task)) for task in tasks]}
         arrays = (await self._call("reset", None if mask is None else {"mask": mask}, body)).arrays
         return np.array(arrays["observation"]), infos_from_arrays(arrays)
 

@@ -77,7 +77,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             num_envs=num_envs,
             mode=arguments.autoreset_mode(autoreset_mode),
             options=options,
-            max_episode_steps=max_episode_steps,
+            max_episode_steps=vector_env.check_time_limit(max_episode_steps),
         )
         specimen = given.make(1)
         self._given, self._is_strict = given, actions == "strict"
@@ -154,7 +154,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             ConfigError: seeds, mask or tasks that do not fit.
         """
         self._finish_step()
-        rest = dict(options or {})
+        rest = arguments.reset_options(options)
         mask = arguments.reset_mask(rest.pop("reset_mask", None), self.num_envs)
         seeds = arguments.seeds(seed, self._unstarted)
         tasks = rest.pop("tasks", None)

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import Final
 
 import numpy as np
@@ -113,9 +114,12 @@ def suite(name: str, *, count: int, seed: int, test: bool | None = None) -> tupl
         test: which half; ``None``: test for ``shift-test``, else train.
 
     Raises:
-        ConfigError: an unknown suite, or a half that it does not have.
+        ConfigError: an unknown suite, a half that it does not have, or no count or seed.
     """
     _check_suite_name(name)
+    for what, number in (("count", count), ("seed", seed)):
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < 0:
+            raise ConfigError(f"suite {name!r}: got {what}={number!r}; expected a whole number from 0")
     half = name == "shift-test" if test is None else test
     entropy = [seed, list(SUITES).index(name), int(half)]
     return tuple(SUITES[name](np.random.default_rng([*entropy, index]), index, test=half) for index in range(count))
@@ -157,6 +161,6 @@ def held_out_tasks(name: str, count: int, env_id: str = "") -> tuple[TaskParamet
 
 
 def _check_suite_name(name: str) -> None:
-    if name not in SUITES:
-        nearest = difflib.get_close_matches(name, SUITES, n=1, cutoff=0.0)[0]
+    if not isinstance(name, str) or name not in SUITES:
+        nearest = difflib.get_close_matches(str(name), SUITES, n=1, cutoff=0.0)[0]
         raise ConfigError(f"unknown suite {name!r}; did you mean {nearest!r}? (known: {', '.join(SUITES)})")

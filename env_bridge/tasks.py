@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Final
+from numbers import Integral, Real
+from typing import Final, cast
 
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
@@ -71,20 +73,21 @@ def goal_position(task: TaskParameters) -> tuple[float, float] | None:
 
 
 def check_task(task: TaskParameters) -> TaskParameters:
-    """Return ``task``.
+    """Return ``task``, NumPy's numbers as Python's.
 
     Raises:
-        ConfigError: a value that is not finite or outside its range, or a target position besides another goal.
+        ConfigError: a value of a wrong type, not finite or outside its range, or a target position besides another
+            goal.
     """
-    for name in (field.name for field in fields(task)):
-        value = getattr(task, name)
-        if value is not None:
-            _check_value(name, value)
+    given = {field.name: getattr(task, field.name) for field in fields(task)}
+    plain = {name: _read_value(name, value) for name, value in given.items()}
+    if any(type(plain[name]) is not type(value) for name, value in given.items()):
+        task = TaskParameters(**plain)  # type: ignore[arg-type]  # types checked above
     others = [name for name in ("velocity", "direction") if getattr(task, name) is not None]
     if others and goal_position(task) is not None:
-        given = next(name for name in ("goal_x", "goal_y") if getattr(task, name) is not None)
+        goal = next(name for name in ("goal_x", "goal_y") if getattr(task, name) is not None)
         raise ConfigError(
-            f"task parameters {given} and {others[0]} exclude each other: a target position pays for distance alone; "
+            f"task parameters {goal} and {others[0]} exclude each other: a target position pays for distance alone; "
             "keep one of them"
         )
     return task
@@ -119,13 +122,28 @@ def combine(task: TaskParameters, shift: TaskParameters) -> TaskParameters:
     return replace(task, **task_to_json(shift))  # type: ignore[arg-type]  # names and types are those of the fields
 
 
-def _check_value(name: str, value: float) -> None:
+def _read_value(name: str, value: object) -> float | int | None:
+    """Return a value as a number of Python's. Raises ``ConfigError`` for a wrong type, or outside its range."""
     allowed = RANGES[name]
-    if not math.isfinite(value) or not allowed.low <= value <= allowed.high:
+    if value is None and name in NONE_ALLOWED:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral if name in WHOLE_NUMBERS else Real):
+        got = " ".join(reprlib.repr(value).split())
+        raise ConfigError(f"task parameter {name}={got}: expected {_kind(name)} ({allowed.unit})")
+    number = cast("float", value)
+    if not allowed.low <= number <= allowed.high:  # nor is what is not finite
         raise ConfigError(
-            f"task parameter {name}={value:g}: expected a number from {allowed.low:g} to {allowed.high:g} "
+            f"task parameter {name}={_as_float(number):g}: expected a number from {allowed.low:g} to {allowed.high:g} "
             f"({allowed.unit})"
         )
+    return int(number) if isinstance(value, Integral) else float(number)
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _kind(name: str) -> str:
@@ -165,14 +183,9 @@ def parse_shift(text: str) -> TaskParameters:
 
 def task_from_json(values: Mapping[str, Json]) -> TaskParameters:
     """Task from plain data. Raises ``ConfigError`` as `parse_shift` does."""
-    checked: dict[str, float | int | None] = {}
-    for name, value in values.items():
+    for name in values:
         _check_name(name)
-        is_number = isinstance(value, int if name in WHOLE_NUMBERS else int | float) and not isinstance(value, bool)
-        if not is_number and not (value is None and name in NONE_ALLOWED):
-            raise ConfigError(f"task parameter {name}={value!r}: expected {_kind(name)} ({RANGES[name].unit})")
-        checked[name] = value  # type: ignore[assignment]  # narrowed by is_number
-    return check_task(replace(NOMINAL, **checked))  # type: ignore[arg-type]  # names and types checked above
+    return check_task(replace(NOMINAL, **values))  # type: ignore[arg-type]  # types are checked next
 
 
 def task_to_json(task: TaskParameters) -> dict[str, Json]:

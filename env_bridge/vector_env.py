@@ -10,6 +10,7 @@ import importlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -68,13 +69,27 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     raise ConfigError(f"unknown environment {env_id!r}; did you mean {nearest[0]!r}? (any Gymnasium id works)")
 
 
+def check_time_limit(max_episode_steps: int | None) -> int | None:
+    """Return the limit. Raises ``ConfigError`` unless it is a whole number of steps above 0, or ``None``."""
+    if max_episode_steps is None:
+        return None
+    is_whole = isinstance(max_episode_steps, Integral) and not isinstance(max_episode_steps, bool)
+    if not is_whole or max_episode_steps < 1:
+        raise ConfigError(f"got max_episode_steps={max_episode_steps!r}; expected a whole number of steps above 0")
+    return int(max_episode_steps)
+
+
 def import_id(env_id: str) -> str:
     """Import the module of ``module:Id``, which registers it, as ``gymnasium.make`` does; return the ``Id``.
 
     Raises:
-        ConfigError: there is no such module.
+        ConfigError: there is no such module, or this is no text.
     """
+    if not isinstance(env_id, str):
+        raise ConfigError(f"got an environment of type {type(env_id).__name__}; expected its id, as text")
     module, _, name = env_id.rpartition(":")
+    if module.startswith("."):
+        raise ConfigError(f"environment {env_id!r}: expected the whole name of the module, without a dot before it")
     if module:
         try:
             importlib.import_module(module)
@@ -169,10 +184,8 @@ class VectorEnv:
 
     def set_time_limit(self, max_episode_steps: int | None) -> None:
         """Set the time limit; ``None``: the environment's own, if it has one. Raises ``ConfigError`` below one step."""
-        limit = self._limit if max_episode_steps is None else max_episode_steps
-        if limit is not None and limit < 1:
-            raise ConfigError(f"{self.env_id}: got max_episode_steps={limit}, expected a number of steps above 0")
-        self.max_episode_steps = limit
+        given = check_time_limit(max_episode_steps)
+        self.max_episode_steps = self._limit if given is None else given
 
     @property
     def spec(self) -> EnvironmentSpec:
