@@ -12,6 +12,7 @@ from numbers import Integral
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +30,9 @@ class AsyncBridgeVectorEnv:
     """N environments in workers of their own. Belongs to the event loop in which it steps; one step at a time.
 
     Use `open`, which does not block the loop while workers start; then everything is as of `BridgeVectorEnv`.
+
+    Attributes:
+        vector: what steps. Its methods block the loop; no step may be under way while one is called.
     """
 
     def __init__(self, env: BridgeVectorEnv) -> None:
@@ -56,6 +60,41 @@ class AsyncBridgeVectorEnv:
         except asyncio.CancelledError:
             opening.add_done_callback(_close_opened)
             raise
+
+    @property
+    def num_envs(self) -> int:
+        """How many environments."""
+        return self.vector.num_envs
+
+    @property
+    def single_observation_space(self) -> gymnasium.Space[Any]:
+        """Of one environment."""
+        return self.vector.single_observation_space
+
+    @property
+    def single_action_space(self) -> gymnasium.Space[Any]:
+        """Of one environment."""
+        return self.vector.single_action_space
+
+    @property
+    def observation_space(self) -> gymnasium.Space[Any]:
+        """Of all environments, (E, …)."""
+        return self.vector.observation_space
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]:
+        """Of all environments, (E, …)."""
+        return self.vector.action_space
+
+    @property
+    def num_replaced(self) -> int:
+        """Workers that died or hung and were replaced."""
+        return self.vector.num_replaced
+
+    @property
+    def num_diverged(self) -> int:
+        """Simulations that broke down and were reset."""
+        return self.vector.num_diverged
 
     async def __aenter__(self) -> Self:
         """Use as ``async with await AsyncBridgeVectorEnv.open(…) as env``."""

@@ -34,6 +34,25 @@ async def test_steps_of_a_coroutine_are_those_of_plain_code() -> None:
     plain.close()
 
 
+async def test_what_is_known_of_plain_environments_is_known_of_a_coroutines_too() -> None:
+    plain = BridgeVectorEnv("Ant-v5", 3, workers=0)
+    async with await AsyncBridgeVectorEnv.open("Ant-v5", 3) as env:
+        assert env.num_envs == 3
+        for name in ("single_observation_space", "single_action_space", "observation_space", "action_space"):
+            assert getattr(env, name) == getattr(plain, name)
+        await env.reset(seed=0)
+        os.kill(env.vector.worker_pids[0], signal.SIGKILL)
+        await env.step(np.zeros((3, 8), np.float32))
+        assert (env.num_replaced, env.num_diverged) == (1, 0)
+        state = await env.get_state()
+        state["physics"][0, 20] = 1e12
+        await env.set_state(state)
+        for _ in range(3):
+            await env.step(np.zeros((3, 8), np.float32))
+        assert env.num_diverged == env.vector.num_diverged >= 1
+    plain.close()
+
+
 async def test_two_environments_step_at_the_same_time_and_the_loop_goes_on() -> None:
     async with (
         await AsyncBridgeVectorEnv.open("Humanoid-v4", 8) as first,
