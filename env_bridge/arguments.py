@@ -115,6 +115,19 @@ def check_state(state: object) -> None:
         raise ConfigError(f"got a state of type {type(state).__name__}, expected the arrays that get_state returned")
 
 
+def check_branch(state: Mapping[str, NDArray[np.generic]], index: int, copies: int) -> None:
+    """Raise ``ConfigError`` unless ``state`` holds an environment ``index``, and there is to be a copy at least."""
+    check_state(state)
+    sizes = {array.shape[:1] for array in state.values()}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ConfigError("got a state whose arrays are not of as many environments; expected what get_state returned")
+    num_envs = sizes.pop()[0]
+    if not _is_whole(index) or not 0 <= index < num_envs:
+        raise ConfigError(f"got index={index!r}; the state has environments 0 to {num_envs - 1}")
+    if not _is_whole(copies) or copies < 1:
+        raise ConfigError(f"got copies={copies!r}; expected a whole number of at least 1")
+
+
 def _whole(seed: object) -> int | None:
     if seed is None:
         return None

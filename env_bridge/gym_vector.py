@@ -376,5 +376,9 @@ def branch(state: Mapping[str, NDArray[np.generic]], index: int, copies: int) ->
     """Return the state of ``copies`` environments that all are where environment ``index`` is.
 
     Their generators are copies as well: their next resets draw the same.
+
+    Raises:
+        ConfigError: no such environment, fewer copies than one, or no state.
     """
+    arguments.check_branch(state, index, copies)
     return {name: np.repeat(array[index : index + 1], copies, axis=0) for name, array in state.items()}

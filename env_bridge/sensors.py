@@ -21,6 +21,12 @@ STREAM: Final = 0x5E_25_02
 """Sets the streams of noise apart from those that environments draw their initial states from."""
 
 
+def check_sensors(tasks: Sequence[TaskParameters], observation: np.dtype[Any]) -> None:
+    """Raise ``ConfigError`` for noise on observations of a type that are no real numbers."""
+    if observation.kind != "f" and any(task.sensor_noise > 0.0 for task in tasks):
+        raise ConfigError(f"sensor noise needs observations of real numbers; these are {observation}")
+
+
 class Sensors:
     """Delay and noise of N environments; changes nothing, and costs nothing, where no task asks for them.
 
@@ -44,7 +50,11 @@ class Sensors:
         self._plain = True
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
-        """Take delay and noise of each environment from its task; what has the same delay keeps what it remembers."""
+        """Take delay and noise of each environment from its task; what has the same delay keeps what it remembers.
+
+        Args:
+            tasks: that `check_sensors` has let pass for these environments' observations.
+        """
         delay = np.array([task.observation_delay for task in tasks], dtype=np.int64)
         aged = self._aged()
         self._known &= delay == self._delay
@@ -125,8 +135,6 @@ class Sensors:
         return found
 
     def _allocate(self, observation: Observations) -> None:
-        if self._noise.any() and observation.dtype.kind != "f":
-            raise ConfigError(f"sensor noise needs observations of real numbers; these are {observation.dtype}")
         if self._history is None:
             depth = int(self._delay.max()) + 1
             self._history = np.zeros((self.num_envs, depth, *observation.shape[1:]), observation.dtype)

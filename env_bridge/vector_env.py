@@ -26,7 +26,7 @@ from env_bridge.infos import Columns, Told
 from env_bridge.physics import Outcome, RobotSimulation, Simulation
 from env_bridge.robots import PICTURE_OPTIONS, robot_for
 from env_bridge.robots.anatomy import Floats, Robot
-from env_bridge.sensors import Sensors
+from env_bridge.sensors import Sensors, check_sensors
 from env_bridge.stepping import are_finite
 from swarm.environment import EnvironmentSpec, TaskParameters
 from swarm.errors import ActionError, ConfigError
@@ -66,7 +66,10 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     if registered is not None:
         return registered
     nearest = difflib.get_close_matches(env_id, [str(name) for name in gymnasium.registry], n=1, cutoff=0.0)
-    raise ConfigError(f"unknown environment {env_id!r}; did you mean {nearest[0]!r}? (any Gymnasium id works)")
+    raise ConfigError(
+        f"unknown environment {env_id!r}; did you mean {nearest[0]!r}? (any registered id works "
+        "whose spaces are Box, Discrete, MultiDiscrete or MultiBinary)"
+    )
 
 
 def check_time_limit(max_episode_steps: int | None) -> int | None:
@@ -209,6 +212,7 @@ class VectorEnv:
             raise ConfigError(f"got {len(tasks)} tasks for {self.num_envs} environments")
         if tuple(tasks) == self.tasks:
             return
+        check_sensors(tasks, np.dtype(self.simulation.observation_space.dtype))
         before, self.tasks = self.tasks, ()  # unknown, should an interrupt come between
         try:
             self.simulation.set_tasks(tasks)

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from env_bridge import AsyncBridgeVectorEnv, BridgeVectorEnv, suite
+from env_bridge import AsyncBridgeVectorEnv, BridgeVectorEnv, branch, suite
 from env_bridge.tasks import check_task
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
@@ -138,3 +138,24 @@ def test_a_suite_asked_for_wrongly_is_one_clear_line(arguments: dict[str, Any], 
 async def test_a_coroutine_gets_the_same_lines(arguments: dict[str, Any], text: str) -> None:
     with refused(text):
         await AsyncBridgeVectorEnv.open(**{"env_id": "HalfCheetah-v4", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"index": -1}, "got index=-1; the state has environments 0 to 1"),
+        ({"index": 2}, "got index=2; the state has environments 0 to 1"),
+        ({"index": 0.0}, r"got index=0\.0"),
+        ({"copies": 0}, "got copies=0; expected a whole number of at least 1"),
+        ({"copies": -1}, "got copies=-1"),
+        ({"copies": 2.0}, r"got copies=2\.0"),
+        ({"state": None}, "expected the arrays that get_state returned"),
+        ({"state": {}}, "not of as many environments"),
+        ({"state": {"physics": np.zeros((2, 3)), "elapsed": np.zeros(3)}}, "not of as many environments"),
+    ],
+)
+def test_a_branch_that_cannot_be_is_one_clear_line(arguments: dict[str, Any], text: str) -> None:
+    state = {"physics": np.zeros((2, 3)), "elapsed": np.zeros(2)}
+    with refused(text):
+        branch(**{"state": state, "index": 0, "copies": 3, **arguments})
+    assert branch(state, np.int64(1), np.int64(3))["physics"].shape == (3, 3)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from env_bridge import BridgeVectorEnv
 from env_bridge.sensors import Sensors
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
@@ -185,7 +186,7 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing() -> None:
         sensors.sense(at_step(1, 5), None, own)
 
 
-def test_delay_keeps_the_observations_type_and_noise_refuses_whole_numbers() -> None:
+def test_delay_and_noise_keep_the_observations_type() -> None:
     own = generators()
     sensors = Sensors(NUM_ENVS)
     sensors.set_tasks((TaskParameters(observation_delay=1),) * NUM_ENVS)
@@ -195,7 +196,15 @@ def test_delay_keeps_the_observations_type_and_noise_refuses_whole_numbers() -> 
     small = Sensors(NUM_ENVS)
     small.set_tasks((TaskParameters(sensor_noise=1.0),) * NUM_ENVS)
     assert small.reset(range(NUM_ENVS), at_step(0).astype(np.float32), own).dtype == np.float32
-    noisy = Sensors(NUM_ENVS)
-    noisy.set_tasks((TaskParameters(sensor_noise=1.0),) * NUM_ENVS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_noise_on_whole_numbers_is_refused_when_it_is_given_and_delay_is_not(workers: int) -> None:
+    with pytest.raises(ConfigError, match=r"sensor noise needs observations of real numbers; these are int64"):
+        BridgeVectorEnv("FrozenLake-v1", 2, workers=workers, tasks=(PLAIN, TaskParameters(sensor_noise=0.1)))
+    env = BridgeVectorEnv("FrozenLake-v1", 2, workers=workers, tasks=(TaskParameters(observation_delay=1),) * 2)
+    before, _ = env.reset(seed=0)
     with pytest.raises(ConfigError, match="real numbers"):
-        noisy.reset(range(NUM_ENVS), numbers, own)
+        env.set_tasks((PLAIN, TaskParameters(sensor_noise=0.1)))
+    np.testing.assert_array_equal(env.step(np.array([1, 2]))[0], before)
+    env.close()
