@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from env_bridge.tasks import NUM_ACTUATORS, task_from_json
+from env_bridge.tasks import NUM_ACTUATORS, robot_name, task_from_json
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 
@@ -23,6 +23,8 @@ SHIFTED_FACTORS: Final = ("gravity", "mass", "friction", "damping")
 SHIFTS: Final = 20
 """Length of the cycle of kinds in ``shift-test``."""
 TEST_SEED: Final = 0
+CRIPPLED: Final = 6
+"""One of so many actuators is crippled, of a robot that has as many."""
 
 
 def _velocity(generator: np.random.Generator, index: int, *, test: bool) -> TaskParameters:
@@ -64,7 +66,7 @@ def _shift_test(generator: np.random.Generator, index: int, *, test: bool) -> Ta
         return task_from_json({SHIFTED_FACTORS[which]: 1.5**exponent})
     if which == len(SHIFTED_FACTORS):
         return TaskParameters(actuator_gain=float(generator.uniform(0.5, 0.7)))
-    return TaskParameters(crippled=int(generator.integers(6)))
+    return TaskParameters(crippled=int(generator.integers(CRIPPLED)))
 
 
 def _ant_goal(generator: np.random.Generator, index: int, *, test: bool) -> TaskParameters:
@@ -101,10 +103,12 @@ SUITE_ROBOTS: Final[Mapping[str, str]] = {
     "ant-goal": "Ant",
     "walker-params": "Walker2d",
 }
-"""Robots that a suite is made for; the suites of shifts fit every robot."""
+"""Robots that a suite is made for; the suites of shifts fit every robot in `NUM_ACTUATORS`, see `suite`."""
 
 
-def suite(name: str, *, count: int, seed: int, test: bool | None = None) -> tuple[TaskParameters, ...]:
+def suite(
+    name: str, *, count: int, seed: int, test: bool | None = None, env_id: str = ""
+) -> tuple[TaskParameters, ...]:
     """Draw ``count`` tasks of the named suite; the first n of more tasks are the same as n tasks.
 
     Args:
@@ -112,6 +116,8 @@ def suite(name: str, *, count: int, seed: int, test: bool | None = None) -> tupl
         count: how many.
         seed: names the stream; train and test halves use different streams.
         test: which half; ``None``: test for ``shift-test``, else train.
+        env_id: whose robot is to do them: where ``shift-test`` cripples an actuator, it is one that the robot has. Of a
+            robot that is not in `NUM_ACTUATORS`, and where none is named, it is one of the first six.
 
     Raises:
         ConfigError: an unknown suite, a half that it does not have, or no count or seed.
@@ -122,7 +128,8 @@ def suite(name: str, *, count: int, seed: int, test: bool | None = None) -> tupl
             raise ConfigError(f"suite {name!r}: got {what}={number!r}; expected a whole number from 0")
     half = name == "shift-test" if test is None else test
     entropy = [seed, list(SUITES).index(name), int(half)]
-    return tuple(SUITES[name](np.random.default_rng([*entropy, index]), index, test=half) for index in range(count))
+    drawn = (SUITES[name](np.random.default_rng([*entropy, index]), index, test=half) for index in range(count))
+    return tuple(_within(task, NUM_ACTUATORS.get(robot_name(env_id), CRIPPLED)) for task in drawn)
 
 
 def train_and_test_tasks(
@@ -138,7 +145,7 @@ def train_and_test_tasks(
     """
     _check_suite_name(name)
     robot = SUITE_ROBOTS.get(name)
-    if robot is not None and env_id.partition("-")[0] != robot:
+    if robot is not None and robot_name(env_id) != robot:
         raise ConfigError(f"suite {name!r} is for {robot}, not for {env_id}; choose another with suite=…")
     return suite(name, count=num_train, seed=seed, test=False), held_out_tasks(name, num_test, env_id)
 
@@ -146,18 +153,16 @@ def train_and_test_tasks(
 def held_out_tasks(name: str, count: int, env_id: str = "") -> tuple[TaskParameters, ...]:
     """Return the first ``count`` test tasks of a suite, the same for every run.
 
-    A robot of fewer than six actuators, known by ``env_id``, is crippled in one that it has.
-
     Raises:
-        ConfigError: as `suite`.
+        ConfigError: as `suite`, which has ``env_id``, too.
     """
     _check_suite_name(name)
     tested = "shift-test" if name == "shift-train" else name
-    actuators = NUM_ACTUATORS.get(env_id.partition("-")[0], 6)
-    return tuple(
-        task if task.crippled is None else replace(task, crippled=task.crippled % actuators)
-        for task in suite(tested, count=count, seed=TEST_SEED, test=tested != "halfcheetah-dir")
-    )
+    return suite(tested, count=count, seed=TEST_SEED, test=tested != "halfcheetah-dir", env_id=env_id)
+
+
+def _within(task: TaskParameters, num_actuators: int) -> TaskParameters:
+    return task if task.crippled is None else replace(task, crippled=task.crippled % num_actuators)
 
 
 def _check_suite_name(name: str) -> None:

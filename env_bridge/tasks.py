@@ -18,7 +18,11 @@ NOMINAL: Final = TaskParameters()
 NONE_ALLOWED: Final = tuple(field.name for field in fields(TaskParameters) if field.default is None)
 WHOLE_NUMBERS: Final = ("crippled", "observation_delay")
 FACTORS: Final = ("gravity", "mass", "friction", "damping", "actuator_gain")
-NUM_ACTUATORS: Final[Mapping[str, int]] = {"HalfCheetah": 6, "Ant": 8, "Humanoid": 17, "Walker2d": 6, "Hopper": 3}
+NUM_ACTUATORS: Final[Mapping[str, int]] = {
+    "HalfCheetah": 6, "Ant": 8, "Humanoid": 17, "Walker2d": 6, "Hopper": 3, "HumanoidStandup": 17, "Pusher": 7,
+    "Reacher": 2, "Swimmer": 2, "InvertedPendulum": 1, "InvertedDoublePendulum": 1,
+}  # fmt: skip
+"""Of all MuJoCo robots of Gymnasium, by `robot_name`."""
 PLANAR_ROBOTS: Final = ("HalfCheetah", "Walker2d", "Hopper")
 SIDEWAYS: Final = 1e-6
 """How far out of its plane (radians, metres) a goal of a planar robot may lie, for rounding."""
@@ -48,6 +52,11 @@ RANGES: Final[Mapping[str, Range]] = {
     "sensor_noise": Range(low=0.0, high=100.0, unit="units of each observation"),
 }
 """One entry for each field of `TaskParameters`, in its order."""
+
+
+def robot_name(env_id: str) -> str:
+    """The robot of an id of Gymnasium or the bridge, ``Ant`` of ``Ant-v4``; of other ids, something unknown."""
+    return env_id.rpartition(":")[2].removeprefix("bridge/").partition("-")[0]
 
 
 def has_nominal_dynamics(task: TaskParameters) -> bool:
@@ -100,7 +109,7 @@ def check_task_fits(task: TaskParameters, env_id: str) -> TaskParameters:
         ConfigError: a value outside its range, an actuator that the robot does not have, a goal out of its plane.
     """
     check_task(task)
-    robot = env_id.partition("-")[0]
+    robot = robot_name(env_id)
     actuators = NUM_ACTUATORS.get(robot)
     if task.crippled is not None and actuators is not None and task.crippled >= actuators:
         raise ConfigError(f"task parameter crippled={task.crippled}: {robot} has actuators 0 to {actuators - 1}")

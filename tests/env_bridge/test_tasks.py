@@ -14,6 +14,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from env_bridge import BridgeVectorEnv
 from env_bridge.rollout import run_rollout
 from env_bridge.suites import SUITES, held_out_tasks, suite, train_and_test_tasks
 from env_bridge.tasks import (
@@ -186,6 +187,19 @@ def test_shifts_for_testing_cripple_an_actuator_that_the_robot_has() -> None:
     for task in (*train, *test):
         assert check_task_fits(task, "Hopper-v4") == task
     assert held_out_tasks("shift-test", 40, "Ant-v4") == held_out_tasks("shift-test", 40)
+    drawn = suite("shift-test", count=40, seed=0)
+    for robot, actuators in NUM_ACTUATORS.items():
+        for env_id in (f"{robot}-v5", f"bridge/{robot}-v5", f"env_bridge.registration:bridge/{robot}-v5"):
+            fitting = suite("shift-test", count=40, seed=0, env_id=env_id)
+            assert [check_task_fits(task, env_id) for task in fitting] == list(fitting)
+            assert (fitting == drawn) == (actuators >= 6), robot
+    assert max(task.crippled or 0 for task in suite("shift-test", count=200, seed=0, env_id="Unknown-v0")) == 5
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "InvertedPendulum-v5"])
+def test_robots_of_few_actuators_take_all_shifts_for_testing(env_id: str) -> None:
+    tasks = suite("shift-test", count=20, seed=0, env_id=env_id)
+    BridgeVectorEnv(env_id, 20, workers=0, tasks=tasks).close()
 
 
 def test_suites_for_one_robot_refuse_another() -> None:
@@ -304,10 +318,10 @@ def test_heading_backwards_turns_the_forward_reward_round() -> None:
 
 @pytest.mark.parametrize("robot", NUM_ACTUATORS)
 def test_known_robots_have_as_many_actuators_as_the_table_says(robot: str) -> None:
-    assert VectorEnv(f"{robot}-v4", 1).spec.action_size == NUM_ACTUATORS[robot]
+    assert VectorEnv(f"{robot}-v5", 1).spec.action_size == NUM_ACTUATORS[robot]
     assert check_task_fits(TaskParameters(crippled=NUM_ACTUATORS[robot] - 1), f"{robot}-v4").crippled is not None
     with pytest.raises(ConfigError, match=f"has actuators 0 to {NUM_ACTUATORS[robot] - 1}"):
-        check_task_fits(TaskParameters(crippled=NUM_ACTUATORS[robot]), f"{robot}-v4")
+        check_task_fits(TaskParameters(crippled=NUM_ACTUATORS[robot]), f"bridge/{robot}-v4")
 
 
 def test_a_planar_robot_is_not_sent_sideways() -> None:
