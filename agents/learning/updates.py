@@ -122,13 +122,9 @@ def _update_critics(
         low, high = min(low, work.target[b]), max(high, work.target[b])
     x = work.batch[:, : sizes.inputs + sizes.actions]
     critic_forward(nets.critic_0, x, work.pass_0, work.common, work.q_0)
-    for b in range(len(work.q_0)):
-        work.q_stored[b] = work.q_0[b]
     _set_error(work.q_0, work.target, sums)
     critic_gradient(nets.critic_0, x, work.q_0, work.pass_0, work.common, nets.critic_gradient_0)
     critic_forward(nets.critic_1, x, work.pass_0, work.common, work.q_1)
-    for b in range(len(work.q_1)):
-        work.q_stored[b] = min(work.q_stored[b], work.q_1[b])
     _set_error(work.q_1, work.target, sums)
     critic_gradient(nets.critic_1, x, work.q_1, work.pass_0, work.common, nets.critic_gradient_1)
     scalars[CRITIC_STEPS] += 1
@@ -180,6 +176,11 @@ def _update_actor(
     for b in range(batch):
         for j in range(sizes.actions):
             work.stored[b, j] = action[b, j]
+    if settings.imitation > 0:  # by the critics that judge the own actions: the step just made has changed them
+        critic_forward(nets.critic_0, x, work.pass_0, work.common, work.q_0)
+        critic_forward(nets.critic_1, x, work.pass_1, work.common, work.q_1)
+        for b in range(batch):
+            work.q_stored[b] = min(work.q_0[b], work.q_1[b])
     actor_sample(nets.actor, state, noise, work.actor, work.common, action)
     log_prob = 0.0
     for b in range(batch):

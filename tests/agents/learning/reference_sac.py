@@ -50,10 +50,9 @@ class Reference:
         value = self.values(pool[list(pair)], following, next_action).amin(0) - self.alpha * log_prob
         value = value.clamp(self.scalars.target_low, self.scalars.target_high)
         target = reward + self.config.discount * torch.where(goes_on > 0, value, 0.0)
-        stored = self.values(self.critics, state, action).amin(0)
         self.step_critics(state, action, target)
         if self.scalars.critic_steps % self.config.policy_delay == 0:
-            self.step_actor(state, action, noise[1], stored, foreign, guide)
+            self.step_actor(state, action, noise[1], foreign, guide)
 
     @property
     def alpha(self) -> float:
@@ -93,13 +92,14 @@ class Reference:
         self.scalars = s
 
     def step_actor(
-        self, state: Tensor, action: Tensor, noise: Tensor, stored: Tensor, foreign: Tensor | None, guide: Tensor | None
+        self, state: Tensor, action: Tensor, noise: Tensor, foreign: Tensor | None, guide: Tensor | None
     ) -> None:
         free = self.theta[self.split :].clone().requires_grad_()
         sampled, log_prob = self.sample(free, state, noise)
         value = self.values(self.critics, state, sampled).amin(0)
         loss = (self.alpha * log_prob - value).mean()
         if foreign is not None and self.config.imitation > 0:
+            stored = self.values(self.critics, state, action).amin(0)
             worth = foreign & (stored > value.detach())
             distances = 0.5 * (self.greedy(free, state) - action).square().sum(1)
             loss = loss + self.config.imitation * torch.where(worth, distances, 0.0).mean()
