@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
@@ -113,10 +114,12 @@ class AutoresetEnv:
         observation, reset_columns, reset_told = self.reset(ended)
         columns = joined(masked(batch.columns, ~ended), reset_columns, ended)
         final = {index: info for index, info in batch.told if ended[index]}
+        is_number = isinstance(self.env.simulation.observation_space, Discrete)
         told: list[tuple[int, dict[str, Any]]] = []
         for index, info in (*((i, t) for i, t in batch.told if not ended[i]), *reset_told):
             if index in final:
-                info = {"final_obs": batch.observation[index], "final_info": final[index], **info}
+                seen = batch.observation[index]  # where it is a number, Gymnasium's classes tell Python's
+                info = {"final_obs": int(seen) if is_number else seen, "final_info": final[index], **info}
             told.append((index, info))
         return batch._replace(
             observation=observation,

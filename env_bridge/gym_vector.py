@@ -275,17 +275,16 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     def _infos_of_same_step(self, batch: Batch) -> dict[str, Any]:
         ended = batch.terminated | batch.truncated
         infos = assemble(batch.columns, self._step_keys, self._reset_keys, ended)
-        if ended.any():
-            assert batch.final_observation is not None and batch.final_columns is not None  # noqa: PT018
-            final = np.full(self.num_envs, fill_value=None, dtype=object)
-            for index in np.flatnonzero(ended).tolist():
-                final[index] = batch.final_observation[index]
-            infos["final_obs"], infos["_final_obs"] = final, ended.copy()
-            infos["final_info"] = assemble(batch.final_columns, self._step_keys, (), np.zeros_like(ended))
-            for key in self._step_keys:
-                infos["final_info"][f"_{key}"] = ended.copy()
-            infos["_final_info"] = ended.copy()
-        return infos
+        if not ended.any():
+            return infos
+        assert batch.final_observation is not None and batch.final_columns is not None  # noqa: PT018
+        observation = np.full(self.num_envs, fill_value=None, dtype=object)
+        for index in np.flatnonzero(ended).tolist():
+            observation[index] = batch.final_observation[index]
+        info = assemble(batch.final_columns, self._step_keys, (), np.zeros_like(ended))
+        info |= {f"_{key}": ended.copy() for key in self._step_keys}
+        final = {"final_obs": observation, "_final_obs": ended.copy(), "final_info": info, "_final_info": ended.copy()}
+        return final | infos if ended[0] else infos | final  # Gymnasium's order: as the environments tell them
 
     def _join_told(self, told: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
         infos: dict[str, Any] = {}

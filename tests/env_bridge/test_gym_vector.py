@@ -18,7 +18,7 @@ SEED = 20
 
 
 def assert_same_infos(ours: dict[str, Any], theirs: dict[str, Any], place: str = "infos") -> None:
-    assert set(ours) == set(theirs), place
+    assert list(ours) == list(theirs), place
     for key, value in theirs.items():
         if isinstance(value, dict):
             assert_same_infos(ours[key], value, f"{place}/{key}")
@@ -26,6 +26,7 @@ def assert_same_infos(ours: dict[str, Any], theirs: dict[str, Any], place: str =
             assert ours[key].dtype == value.dtype, f"{place}/{key}"
             assert ours[key].shape == value.shape, f"{place}/{key}"
             for mine, expected in zip(ours[key], value, strict=True):
+                assert type(mine) is type(expected), f"{place}/{key}"
                 np.testing.assert_array_equal(mine, expected, err_msg=f"{place}/{key}")
 
 
@@ -74,7 +75,7 @@ def test_every_array_and_info_equals_gymnasium_in_each_autoreset_mode(env_id: st
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-@pytest.mark.parametrize("env_id", ["Walker2d-v5", "CartPole-v1", "Pusher-v5"])
+@pytest.mark.parametrize("env_id", ["Walker2d-v5", "CartPole-v1", "Pusher-v5", "FrozenLake-v1"])
 def test_workers_change_nothing_not_even_of_environments_of_their_own_class(env_id: str, mode: AutoresetMode) -> None:
     ours, theirs = make_pair(env_id, 5, mode, workers=2, limit=23)
     assert assert_equal_steps(ours, theirs, 60) >= 6
