@@ -25,6 +25,7 @@ from torch import Tensor
 from agents.learning import ssm_kernel
 from agents.learning.compiled import alone_while_compiling
 from agents.learning.parameters import Shapes, uniform_
+from swarm.errors import ConfigError
 
 MIN_RADIUS = 0.5
 MAX_RADIUS = 0.99
@@ -113,22 +114,50 @@ def layer_loop(w: Parameters, inputs_TEI: Tensor, keep_TE: Tensor, state_ES: Ten
 
 
 def layer(w: Parameters, inputs_TEI: Tensor, keep_TE: Tensor, state_ES: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features (T, E, D), differentiable with respect to ``w`` and the inputs, and states (T, E, S).
+    """Return features (T, E, D) and states (T, E, S), differentiable with respect to all but ``keep_TE``.
 
-    On a CPU this is the compiled kernel: gradients of first order only (``create_graph`` raises ``RuntimeError``), none
-    at the carried state nor through the states. On every other device it is `layer_loop`.
+    A long sequence may come in chunks, each going on from the last state of the one before: values and gradients are
+    those of the whole. On a CPU this is the compiled kernel, with gradients of first order only (``create_graph``
+    raises ``RuntimeError``). On every other device it is `layer_loop`.
 
     Args:
         inputs_TEI: float32 or float64, as ``w``.
         keep_TE: bool; false where an episode starts.
         state_ES: state carried in.
+
+    Raises:
+        ConfigError: shapes, types or devices that do not fit one another.
     """
+    _check(w, inputs_TEI, keep_TE, state_ES)
     if inputs_TEI.device.type != "cpu":
         return layer_loop(w, inputs_TEI, keep_TE, state_ES)
     result: tuple[Tensor, Tensor] = _Layer.apply(  # type: ignore[no-untyped-call]
         inputs_TEI, keep_TE, state_ES, *(w[name] for name in NAMES)
     )
     return result
+
+
+def _check(w: Parameters, inputs_TEI: Tensor, keep_TE: Tensor, state_ES: Tensor) -> None:
+    """Raise ``ConfigError`` for what the kernel, which works on bare memory, must not be given."""
+    shape, dtype, device = tuple(inputs_TEI.shape), inputs_TEI.dtype, inputs_TEI.device
+    (num_inputs, split), features = w["input_w"].shape, w["output_b"].shape[-1]
+    if len(shape) != 3 or 0 in (*shape, split, features) or dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"got inputs of shape {shape}, {dtype}, expected (steps, sequences, {num_inputs}), none of them 0, in "
+            "float32 or float64"
+        )
+    expected = (
+        ("inputs", inputs_TEI, (*shape[:2], num_inputs), dtype),
+        ("keep", keep_TE, shape[:2], torch.bool),
+        ("state", state_ES, (shape[1], split), dtype),
+        *((name, w[name], its_shape, dtype) for name, its_shape in shapes(num_inputs, split // 2, features)),
+    )
+    for name, value, its_shape, its_dtype in expected:
+        if value.shape != its_shape or value.dtype != its_dtype or value.device != device:
+            raise ConfigError(
+                f"got {name} of shape {tuple(value.shape)}, {value.dtype} on {value.device}, expected {its_shape}, "
+                f"{its_dtype} on {device}: all must belong to one layer and to the same steps and sequences"
+            )
 
 
 class _Layer(torch.autograd.Function):
@@ -164,36 +193,41 @@ class _Layer(torch.autograd.Function):
         output, gate = sigmoids.sigmoid_()
         features = torch.neg(gate).addcmul_(output, gate, value=2).view(num_steps, num_sequences, width)
         states = joint[:, :split].view(num_steps, num_sequences, split)
-        ctx.mark_non_differentiable(states)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(keep, state, joint, sigmoids, scratch, *w)
         return features, states
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """Return the gradients of what `forward` was given, of those of the features (T, E, D)."""
-        upper = gradients[0]
+        """Return the gradients of what `forward` was given, of those of features (T, E, D) and states (T, E, S)."""
         if torch.is_grad_enabled():
             raise RuntimeError("gradients of the state-space kernel are of first order only; take layer_loop instead")
-        if upper is None:
-            return (None,) * (3 + len(NAMES))
+        upper, following = gradients
         keep, state, joint, sigmoids, scratch, *w = ctx.saved_tensors
+        num_rows, (num_sequences, split) = len(joint), state.shape
+        if upper is None:
+            upper = sigmoids.new_zeros(sigmoids.shape[1:])
+        if following is None:
+            following = joint.new_empty(0, split)
         found = [torch.empty_like(value) for value in w]
-        wanted = bool(ctx.needs_input_grad[0])
-        d_inputs = joint.new_empty(len(joint) if wanted else 0, joint.shape[1] - state.shape[1])
+        wanted, carried = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        d_inputs = joint.new_empty(num_rows if wanted else 0, joint.shape[1] - split)
+        d_state = joint.new_empty(num_sequences if carried else 0, split)
         with alone_while_compiling(ssm_kernel.backward):
             ssm_kernel.backward(
                 _weights(w),
-                upper.reshape(len(joint), -1).contiguous().numpy(),
+                upper.reshape(num_rows, -1).contiguous().numpy(),
                 keep.numpy(),
                 state.numpy(),
                 joint.numpy(),
                 sigmoids.numpy(),
+                following.reshape(-1, split).contiguous().numpy(),
                 _weights(found),
                 d_inputs.numpy(),
+                d_state.numpy(),
                 scratch.numpy(),
             )
-        return d_inputs.view(*keep.shape, -1) if wanted else None, None, None, *found
+        return d_inputs.view(*keep.shape, -1) if wanted else None, None, d_state if carried else None, *found
 
 
 def _weights(values: Sequence[Tensor]) -> ssm_kernel.Weights:

@@ -185,17 +185,21 @@ def backward(
     state: Floats,
     joint: Floats,
     sigmoids: Floats,
+    d_states: Floats,
     gradients: Weights,
     d_inputs: Floats,
+    d_state: Floats,
     scratch: Floats,
 ) -> None:
-    """Write the gradients that belong to ``upper``, that of the features (R, D).
+    """Write the gradients that belong to ``upper``, that of the features (R, D), and to ``d_states``.
 
     Args:
         keep: (T, E), false where an episode starts.
         state: carried in, (E, S).
         joint: from `forward`; ``sigmoids``: (2, R, D) of its ``before``.
+        d_states: (R, S) gradient of the states as what the caller goes on with, or (0, S) where nothing follows.
         d_inputs: (R, I) for the gradient at the inputs, or (0, I) where nobody wants it.
+        d_state: (E, S) for the gradient at the state carried in, or (0, S) likewise.
         scratch: (`scratch_elements`,).
     """
     num_steps, num_sequences = keep.shape
@@ -212,6 +216,8 @@ def backward(
             now = space.rows[: rows.stop - rows.start]
             _through_gates(upper[rows], sigmoids[0, rows], sigmoids[1, rows], now[:, split:], found)
             multiply(now[:, split:], space.to_states, space.zeros[:split], now[:, :split], scratch)
+            if len(d_states):
+                _add(d_states[rows], now[:, :split])
             before = (start - 1) * num_sequences
             previous = state[first:last] if start == 0 else joint[before + first : before + last, :split]
             kept, after = keep[start:end, first:last], following[first:last]
@@ -221,6 +227,8 @@ def backward(
             if len(d_inputs):
                 zeros = space.zeros[: d_inputs.shape[1]]
                 multiply(now[:, : split + width], space.to_inputs, zeros, d_inputs[rows], scratch)
+    if len(d_state):
+        _carry_out(keep[0], m.decay, carry, d_state)
     _through_matrices(w, m, found, gradients)
 
 
@@ -323,6 +331,20 @@ def _retreat(
                 for n in range(half):
                     d_decay[n] += after[n] * x[n] + after[half + n] * x[half + n]
                     d_decay[half + n] += after[half + n] * x[n] - after[n] * x[half + n]
+
+
+@compiled
+def _carry_out(keep: NDArray[np.bool_], decay: Floats, first: Floats, d_state: Floats) -> None:
+    """Write the gradient at the state carried in, keep λ* g, from the full one ``first`` (E, S) at the first step."""
+    half = len(decay) // 2
+    for e in range(len(keep)):
+        row, after = d_state[e], first[e]
+        if keep[e]:
+            for n in range(half):
+                row[n] = decay[n] * after[n] + decay[half + n] * after[half + n]
+                row[half + n] = decay[n] * after[half + n] - decay[half + n] * after[n]
+        else:
+            row[:] = 0
 
 
 @compiled

@@ -7,6 +7,7 @@ from torch import Tensor
 from agents.learning import ssm, ssm_kernel
 from agents.learning.parameters import ParameterLayout
 from agents.learning.ssm import layer, layer_loop, step
+from swarm.errors import ConfigError
 
 Problem = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
 
@@ -32,12 +33,14 @@ def problem(
 
 
 def gradients(form, given: Problem) -> tuple[Tensor, ...]:  # noqa: ANN001
+    """Of features and states, at inputs, state and parameters."""
     w, inputs, keep, state = given
     free = {name: value.clone().requires_grad_() for name, value in w.items()}
-    inputs = inputs.clone().requires_grad_()
-    features = form(free, inputs, keep, state)[0]
-    upper = torch.randn(features.shape, generator=torch.Generator().manual_seed(1), dtype=features.dtype)
-    return torch.autograd.grad((features * upper).sum(), [inputs, *free.values()])
+    inputs, state = inputs.clone().requires_grad_(), state.clone().requires_grad_()
+    generator, total = torch.Generator().manual_seed(1), torch.zeros(())
+    for found in form(free, inputs, keep, state):
+        total = total + (found * torch.randn(found.shape, generator=generator, dtype=found.dtype)).sum()
+    return torch.autograd.grad(total, [inputs, state, *free.values()])
 
 
 @pytest.mark.parametrize("resets", [0.0, 0.1])
@@ -82,6 +85,19 @@ def test_pieces_that_carry_the_state_equal_the_whole(cut: int) -> None:
         torch.testing.assert_close(torch.cat(part), expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("num_sequences", [3, ssm_kernel.BLOCK_ROWS + 5])
+@pytest.mark.parametrize("cut", [1, 20, 49])
+def test_pieces_that_carry_the_state_have_the_gradients_of_the_whole(cut: int, num_sequences: int) -> None:
+    def in_pieces(w: dict[str, Tensor], inputs: Tensor, keep: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        first = layer(w, inputs[:cut], keep[:cut], state)
+        rest = layer(w, inputs[cut:], keep[cut:], first[1][-1])
+        return torch.cat([first[0], rest[0]]), torch.cat([first[1], rest[1]])
+
+    given = problem(50, num_sequences)
+    for parts, whole in zip(gradients(in_pieces, given), gradients(layer, given), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-11)
+
+
 def test_the_recurrence_is_that_of_complex_numbers() -> None:
     w, inputs, keep, state = problem(8, resets=0.0)
     half = len(w["nu"])
@@ -122,13 +138,15 @@ def test_decay_near_zero_underflows_without_nan() -> None:
     assert all(gradient.isfinite().all() for gradient in gradients(layer, (w, inputs, keep, state)))
 
 
+@pytest.mark.parametrize("of", ["features", "states", "last state"])
 @pytest.mark.parametrize("num_steps", [5, 70])
-def test_gradients_equal_finite_differences(num_steps: int) -> None:
+def test_gradients_equal_finite_differences(num_steps: int, of: str) -> None:
     w, inputs, keep, state = problem(num_steps)
-    free = [inputs.requires_grad_(), *(value.clone().requires_grad_() for value in w.values())]
+    free = [inputs.requires_grad_(), state.requires_grad_(), *(value.clone().requires_grad_() for value in w.values())]
 
-    def function(inputs: Tensor, *values: Tensor) -> Tensor:
-        return layer(dict(zip(ssm.NAMES, values, strict=True)), inputs, keep, state)[0][:, :1, :3]
+    def function(inputs: Tensor, state: Tensor, *values: Tensor) -> Tensor:
+        features, states = layer(dict(zip(ssm.NAMES, values, strict=True)), inputs, keep, state)
+        return {"features": features[:, :1, :3], "states": states[:, :1, :3], "last state": states[-1]}[of]
 
     assert torch.autograd.gradcheck(function, free, fast_mode=num_steps > 10)
 
@@ -149,6 +167,31 @@ def test_strided_and_transposed_arguments_change_nothing() -> None:
     strange = inputs.permute(2, 1, 0).contiguous().permute(2, 1, 0)
     turned = {name: (value.t().contiguous().t() if value.ndim == 2 else value) for name, value in w.items()}
     assert torch.equal(layer(w, inputs, keep, state)[0], layer(turned, strange, keep.t().contiguous().t(), state)[0])
+
+
+@pytest.mark.parametrize(
+    ("what", "got"),
+    [
+        ("inputs", torch.zeros(7, 3, 4, dtype=torch.float64)),
+        ("inputs", torch.zeros(7, 5, dtype=torch.float64)),
+        ("inputs", torch.zeros(0, 3, 5, dtype=torch.float64)),
+        ("inputs", torch.zeros(7, 3, 5, dtype=torch.float16)),
+        ("keep", torch.ones(3, 3, dtype=torch.bool)),
+        ("keep", torch.ones(7, 3)),
+        ("state", torch.zeros(1, 8, dtype=torch.float64)),
+        ("state", torch.zeros(3, 8)),
+        ("state", torch.zeros(3, 8, dtype=torch.float64, device="meta")),
+        ("theta", torch.zeros(3, dtype=torch.float64)),
+        ("gate_b", torch.zeros(6)),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_read(what: str, got: Tensor) -> None:
+    """The kernel trusts shapes: it would read past the end, and a state for one sequence would act as garbage."""
+    w, inputs, keep, state = problem(7)
+    given = {"inputs": inputs, "keep": keep, "state": state, **w, what: got}
+    with pytest.raises(ConfigError, match=rf"got {what} of shape .*, {got.dtype}.* expected \(") as refused:
+        layer({name: given[name] for name in ssm.NAMES}, given["inputs"], given["keep"], given["state"])
+    assert "\n" not in str(refused.value)
 
 
 def test_other_devices_take_the_loop() -> None:
