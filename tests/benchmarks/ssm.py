@@ -25,14 +25,14 @@ from agents.learning.normalizer import normalizer_from_rows
 from agents.learning.parameters import ParameterLayout
 from agents.learning.world_state import encoder_parameters, init_world
 from agents.member import acting_weights, init_member
-from agents.rollout_policy import build_policy
+from agents.rollout_policy import MemberPolicy, SeatedPolicy, build_policy
 from swarm.policy import BLOCK_SIZE, PolicyInput
 
 WIDTH, STATES, BATCH = 64, 32, 16
 PASSES = {64: 4, 256: 2, 1024: 1}
 BUDGET_S = 6.0
 MAMBA_STEPS = 64  # 256 steps take it seconds a pass
-OBSERVATION, ACTION = 17, 6
+OBSERVATION, ACTION, ENVIRONMENTS = 17, 6, 16
 STREAM_STEPS = 2_500
 
 
@@ -61,7 +61,7 @@ def measure(threads: int) -> dict[str, Any]:
         turn = {"mambapy": lambda: block(inputs).sum().backward()}
         measurements["layer"]["passes_s"][str(MAMBA_STEPS)] |= interleave(turn, budget_s=1.0, min_repeats=3)
         measurements["layer"]["parameters"]["mambapy"] = size_of(block)
-    measurements["step_of_5_members_in_16_environments_s"] = acting_step()
+    measurements |= acting_steps()
     measurements["stream_of_20000_rows_s"] = stream()
     return {"measurements": measurements, "ratios": ratios}
 
@@ -128,28 +128,42 @@ def team_columns() -> dict[str, np.ndarray]:
     }
 
 
-def acting_step() -> float:
-    """Return the seconds of one step: all five members, sharing an encoder, in two blocks of eight environments."""
+def acting_steps() -> dict[str, float]:
+    """Return the seconds of one step of 16 environments, by the members, sharing an encoder, that act in each.
+
+    In a run each environment is one member's: 16 rows, given block by block or at once. Where all five act in each,
+    there are 80 rows.
+    """
     arrays, config = team_columns(), MemberConfig()
     scales = normalizer_from_rows(arrays["observation"], arrays["reward"], arrays["next_observation"]).scales()
     encoder = encoder_parameters(init_world(WorldConfig(), config, OBSERVATION, ACTION, seed=0))
     weights = {
-        f"{name}/{key}": value
+        name: acting_weights(init_member(config, OBSERVATION, ACTION, seed), encoder, scales)
         for seed, name in enumerate(MEMBERS)
-        for key, value in acting_weights(init_member(config, OBSERVATION, ACTION, seed), encoder, scales).items()
     }
-    policy = build_policy(weights, {"seats": [MEMBERS[e % len(MEMBERS)] for e in range(BLOCK_SIZE)]})
-    blocks = [
-        PolicyInput(
-            reset=arrays["reset"][t],
-            observation=arrays["observation"][t],
-            reward=arrays["reward"][t],
-            state=np.zeros((BLOCK_SIZE, policy.state_size), np.float32),
-            noise=np.random.default_rng(t).standard_normal((BLOCK_SIZE, ACTION)).astype(np.float32),
-        )
-        for t in range(2)
-    ]
-    return interleave({"step": lambda: [policy.act(block) for block in blocks]}, budget_s=1.0)["step"]
+    shared = build_policy(
+        {f"{name}/{key}": value for name, arrays in weights.items() for key, value in arrays.items()},
+        {"seats": [MEMBERS[e % len(MEMBERS)] for e in range(BLOCK_SIZE)]},
+    )
+    seats = [name for name in MEMBERS for _ in range(ENVIRONMENTS)]
+    everywhere = SeatedPolicy({name: MemberPolicy(w) for name, w in weights.items()}, seats, random=False)
+    few, many = (made_input(number, shared.state_size) for number in (ENVIRONMENTS, len(seats)))
+    blocks = [few.rows(slice(first, first + BLOCK_SIZE)) for first in range(0, ENVIRONMENTS, BLOCK_SIZE)]
+    turns = {
+        "step_of_16_environments_of_one_member_each_by_blocks_s": lambda: [shared.act(block) for block in blocks],
+        "step_of_16_environments_of_one_member_each_s": lambda: shared.act(few),
+        "step_of_16_environments_of_5_members_each_s": lambda: everywhere.act(many),
+    }
+    return interleave(turns, budget_s=1.0)
+
+
+def made_input(number: int, state_size: int) -> PolicyInput:
+    """Return what a policy is given of ``number`` made-up environments in the middle of their episodes."""
+    rng = np.random.default_rng(0)
+    sizes = {"observation": OBSERVATION, "state": state_size, "noise": ACTION}
+    drawn = {name: rng.standard_normal((number, size)).astype(np.float32) for name, size in sizes.items()}
+    reward = rng.standard_normal(number).astype(np.float32)
+    return PolicyInput(reset=np.zeros(number, np.bool_), reward=reward, **drawn)
 
 
 def stream() -> float:
