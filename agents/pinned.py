@@ -113,6 +113,11 @@ def world_file(group: str) -> str:
     return f"world-{group}.safetensors"
 
 
+def good_file(group: str) -> str:
+    """File name of the world model that a group falls back on; written when gradients of a newer one are refused."""
+    return f"good-{group}.safetensors"
+
+
 class Pinned:
     """Round ``base`` of a run; parts are loaded when first asked for."""
 
@@ -158,8 +163,18 @@ class Pinned:
             return None
         return self._load_world(group, self.base - rounds_ago)
 
+    def good_world(self, group: str) -> tuple[WorldState, int] | None:
+        """World model that a group falls back on, and its round; ``None`` where no gradient was ever refused."""
+        path = self._store.path(self.base, good_file(group))
+        if not path.exists():
+            return None
+        arrays = load_file(path)
+        return self._world_of(group, arrays), int(arrays["round"][0])
+
     def _load_world(self, group: str, round_index: int) -> WorldState:
-        arrays = load_file(self._store.path(round_index, world_file(group)))
+        return self._world_of(group, load_file(self._store.path(round_index, world_file(group))))
+
+    def _world_of(self, group: str, arrays: Arrays) -> WorldState:
         heads = len(groups_of(self.team)[group])
         return world_from_arrays(self.team.world, self.team.member, *self.sizes, arrays, heads)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
+from agents.pinned import world_file
 from agents.specialist import COMMON_SKILLS, Specialist, Work
-from agents.world_work import apply_to_world
+from agents.world_work import NextWorld, apply_to_world
 from swarm.agent import AgentContext
 from swarm.messages import Arrays, Award, Gradient, Json, Message, ParameterVersion
 from swarm.topics import Topic
@@ -35,21 +36,24 @@ class StateModelingAgent(Specialist):
         )
         files: dict[str, Json] = {}
         measured: Mapping[str, Json] = {}
+        troubles: list[str] = []
         for group in groups:
             aggregate = cast(Gradient, found[group, round_index])
-            name = f"world-{group}.safetensors"
-            data, weights, report = await context.compute(self._apply, terms, context, group, aggregate.arrays)
-            digest = await context.compute(self.stage, context, round_index, name, data)
+            made = await context.compute(self._apply, terms, context, group, aggregate.arrays)
+            digests = {
+                name: await context.compute(self.stage, context, round_index, name, data)
+                for name, data in made.files.items()
+            }
+            digest = digests[world_file(group)]
             context.publish(
-                ParameterVersion(owner=f"world-{group}", version=round_index, digest=digest, arrays=weights)
+                ParameterVersion(owner=f"world-{group}", version=round_index, digest=digest, arrays=made.weights)
             )
-            files[name] = digest
-            measured = measured or report
-        return {"files": files, "world": measured}
+            files |= digests
+            measured = measured or made.quality
+            troubles.extend(made.troubles)
+        return {"files": files, "world": {**measured, **({"troubles": troubles} if troubles else {})}}
 
-    def _apply(
-        self, terms: Mapping[str, Json], context: AgentContext, group: str, gradients: Arrays
-    ) -> tuple[bytes, Arrays, Mapping[str, Json]]:
+    def _apply(self, terms: Mapping[str, Json], context: AgentContext, group: str, gradients: Arrays) -> NextWorld:
         return apply_to_world(self.pinned(terms, context), group, gradients, cast(int, terms["round"]))
 
 
