@@ -81,10 +81,12 @@ def trust(pinned: Pinned, group: str) -> Mapping[str, Json]:
     prepared = prepare(world.sizes, encoder_parameters(world), windows, scales)
     kept = prepared.mask > 0
     predictions = head_predictions(world, prepared.known)
-    if not torch.isfinite(predictions).all():
+    if not torch.isfinite(predictions).all() or not kept.any():
         return {}
     fitted, tested = slice(None, FITTED), slice(FITTED, None)
-    calibration = fit_calibration(predictions[:, :, fitted].flatten(1, 2), prepared.target[:, fitted].flatten(0, 1))
+    calibration = fit_calibration(
+        predictions[:, :, fitted].flatten(1, 2), prepared.target[:, fitted].flatten(0, 1), prepared.mask
+    )
     rows = predictions[:, :, tested].flatten(1, 2)
     error = (rows.mean(0) - prepared.target[:, tested].flatten(0, 1))[:, kept]
     std, raw = calibration.std(rows)[:, kept], rows.std(0, unbiased=False).clamp_min(1e-6)[:, kept]

@@ -31,7 +31,7 @@ class Calibration:
         typical: (O,) mean variance over the heads on the rows of the fit.
         scale: (O,) mean predicted variance there.
         share: (O,) in [0, 1], how much of it follows the disagreement.
-        widths: standard deviations that covered each of `LEVELS`.
+        widths: standard deviations that covered each of `LEVELS`, over all outputs that vary.
     """
 
     typical: Tensor
@@ -56,10 +56,14 @@ def _variance(predictions_NRO: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fit_calibration(predictions_NRO: Tensor, target_RO: Tensor) -> Calibration:
+def fit_calibration(predictions_NRO: Tensor, target_RO: Tensor, mask_O: Tensor) -> Calibration:
     """Fit the spread of each output on rows that were not trained on.
 
     Of one head, which cannot disagree, only the floor remains.
+
+    Args:
+        mask_O: 0 for outputs that never vary: nobody trains them, so their errors say nothing of the others' and do
+            not count for the widths.
     """
     variance, squared = _variance(predictions_NRO), (predictions_NRO.mean(0) - target_RO).square()
     typical = variance.mean(0).clamp_min(MIN_VARIANCE)
@@ -72,7 +76,9 @@ def fit_calibration(predictions_NRO: Tensor, target_RO: Tensor) -> Calibration:
     unscaled = Calibration(
         typical=typical, scale=scales[best, columns], share=shares[:, 0, 0][best], widths=NORMAL_WIDTHS
     )
-    ratios = (squared.sqrt() / unscaled.std(predictions_NRO)).flatten().sort().values
+    ratios = (squared.sqrt() / unscaled.std(predictions_NRO))[:, mask_O > 0].flatten().sort().values
+    if not len(ratios):
+        return unscaled
     widths = tuple(float(ratios[int(level * (len(ratios) - 1))]) for level in LEVELS)
     return Calibration(typical=typical, scale=unscaled.scale, share=unscaled.share, widths=widths)
 

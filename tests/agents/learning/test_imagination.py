@@ -60,7 +60,7 @@ def fitted() -> tuple[WorldState, Scales, Calibration]:
         world = apply_gradients(world, shared, {head: part[:, split:] for head, part in parts.items()}, now)
     prepared = prepare(world.sizes, encoder_parameters(world), held_out(16, 8), scales)
     predictions = head_predictions(world, prepared.known).flatten(1, 2)
-    return world, scales, fit_calibration(predictions, prepared.target.flatten(0, 1))
+    return world, scales, fit_calibration(predictions, prepared.target.flatten(0, 1), prepared.mask)
 
 
 def held_out(num_windows: int, length: int) -> Windows:

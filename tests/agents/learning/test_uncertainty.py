@@ -13,6 +13,7 @@ from agents.learning.uncertainty import (
 )
 
 HEADS, ROWS, OUTPUTS = 5, 4_000, 3
+ALL = torch.ones(OUTPUTS)
 
 
 def ensemble(factor: float, floor: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,7 +31,7 @@ def ensemble(factor: float, floor: float, seed: int = 0) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize(("factor", "floor"), [(3.0, 0.01), (0.3, 0.2), (1.5, 0.5)])
 def test_intervals_of_the_calibrated_spread_cover_what_they_promise_on_other_rows(factor: float, floor: float) -> None:
-    calibration = fit_calibration(*ensemble(factor, floor))
+    calibration = fit_calibration(*ensemble(factor, floor), ALL)
     predictions, target = ensemble(factor, floor, seed=1)
     error = target - predictions.mean(0)
     covered = coverage(error, calibration.std(predictions), calibration.widths)
@@ -40,12 +41,12 @@ def test_intervals_of_the_calibrated_spread_cover_what_they_promise_on_other_row
 
 
 def test_the_fit_finds_whether_disagreement_or_the_floor_explains_the_errors() -> None:
-    assert fit_calibration(*ensemble(3.0, 0.0)).share.min() == 1.0
-    assert fit_calibration(*ensemble(0.0, 1.0)).share.max() <= 0.1
+    assert fit_calibration(*ensemble(3.0, 0.0), ALL).share.min() == 1.0
+    assert fit_calibration(*ensemble(0.0, 1.0), ALL).share.max() <= 0.1
 
 
 def test_the_reliability_curve_follows_the_diagonal_when_calibrated() -> None:
-    calibration = fit_calibration(*ensemble(2.0, 0.1))
+    calibration = fit_calibration(*ensemble(2.0, 0.1), ALL)
     predictions, target = ensemble(2.0, 0.1, seed=1)
     pairs = reliability(target - predictions.mean(0), calibration.std(predictions))
     assert len(pairs) == 8
@@ -55,19 +56,39 @@ def test_the_reliability_curve_follows_the_diagonal_when_calibrated() -> None:
     assert pairs[-1][0] > 3 * pairs[0][0]
 
 
+def test_outputs_that_never_vary_do_not_move_the_intervals_of_the_others() -> None:
+    """Nobody trains them: there the heads are wrong by a constant, which is always within one of their deviations."""
+
+    def wider(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        predictions, target = ensemble(2.0, 0.1, seed)
+        constant = torch.linspace(-0.3, 0.4, HEADS)[:, None, None].expand(HEADS, ROWS, OUTPUTS)
+        return torch.cat([predictions, constant], dim=-1), torch.cat([target, torch.zeros(ROWS, OUTPUTS)], dim=-1)
+
+    mask = torch.cat([ALL, 0 * ALL])
+    calibration, alone = fit_calibration(*wider(0), mask), fit_calibration(*ensemble(2.0, 0.1), ALL)
+    assert calibration.widths == pytest.approx(alone.widths, rel=1e-5)
+    predictions, target = wider(1)
+    error, std = target - predictions.mean(0), calibration.std(predictions)
+    covered = coverage(error[:, :OUTPUTS], std[:, :OUTPUTS], calibration.widths)
+    assert covered == pytest.approx(LEVELS, abs=0.03)
+    unmasked = fit_calibration(*wider(0), torch.ones_like(mask))
+    assert coverage(error[:, :OUTPUTS], std[:, :OUTPUTS], unmasked.widths)[0] > 0.6
+    assert fit_calibration(*wider(0), 0 * mask).widths == NORMAL_WIDTHS
+
+
 def test_outputs_that_no_head_varies_on_get_the_floor_and_stay_finite() -> None:
     predictions, target = ensemble(1.0, 0.1)
     predictions[..., 0] = 0.0
     target[..., 0] = 0.0
-    calibration = fit_calibration(predictions, target)
+    calibration = fit_calibration(predictions, target, ALL)
     assert torch.isfinite(calibration.std(predictions)).all()
-    assert torch.isfinite(calibration.novelty(predictions, torch.ones(OUTPUTS))).all()
+    assert torch.isfinite(calibration.novelty(predictions, ALL)).all()
 
 
 def test_novelty_is_one_on_average_where_it_was_fitted_and_grows_with_disagreement() -> None:
     predictions, target = ensemble(1.0, 0.1)
-    calibration, mask = fit_calibration(predictions, target), torch.ones(OUTPUTS)
-    usual = calibration.novelty(predictions, mask)
+    calibration = fit_calibration(predictions, target, ALL)
+    usual = calibration.novelty(predictions, ALL)
     assert float(usual.square().mean()) == pytest.approx(1.0, abs=1e-4)
     wider = predictions.mean(0) + 3 * (predictions - predictions.mean(0))
-    torch.testing.assert_close(calibration.novelty(wider, mask), 3 * usual)
+    torch.testing.assert_close(calibration.novelty(wider, ALL), 3 * usual)
