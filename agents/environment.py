@@ -145,6 +145,7 @@ class EnvironmentAgent(Specialist):
                     "distances": {
                         name: float(np.mean([row.mean_distance_m for row in rows])) for name, rows in played.items()
                     },
+                    "resets": {name: pinned.member(name).scalars.resets for name in members},
                     "returns": [row.mean_return for row in first],
                     "episode_distances": [row.mean_distance_m for row in first],
                     "lengths": [row.mean_length for row in first],

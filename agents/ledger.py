@@ -16,11 +16,17 @@ NumberT = TypeVar("NumberT", int, float)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """How a member did in its latest evaluation (selection episodes, never the reported ones)."""
+    """How a member did in its latest evaluation (selection episodes, never the reported ones).
+
+    Attributes:
+        round_index: version of the member that was evaluated.
+        resets: how often its networks had been drawn afresh.
+    """
 
     mean_return: float
     distance_m: float
     round_index: int
+    resets: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,9 +58,12 @@ def settle(team: TeamConfig, ledger: Ledger, plan: RoundPlan, result: RoundResul
         ledger = ledger.with_lots({name: n for name, n in result.lots.items() if n}, predicted)
     if result.evaluation is not None:
         distances = cast(Mapping[str, float], result.evaluation.details["distances"])
+        resets = cast(Mapping[str, int], result.evaluation.details["resets"])
         ledger = ledger.with_evaluation(
             {
-                name: Standing(mean_return=score, distance_m=distances[name], round_index=plan.base)
+                name: Standing(
+                    mean_return=score, distance_m=distances[name], round_index=plan.base, resets=resets[name]
+                )
                 for name, score in result.evaluation.scores.items()
             }
         )

@@ -250,25 +250,33 @@ class Pinned:
         ``None``: nobody's.
 
         A critic with far fewer updates only drags the minimum down: on HalfCheetah-v4, pooling with beginners kept a
-        lead of four updates a step below 0 at 10 000 steps, where alone it reaches 1 000 to 1 700.
+        lead of four updates a step below 0 at 10 000 steps, where alone it reaches 1 000 to 1 700. A critic that was
+        drawn afresh is a beginner's again.
         """
         if self.team.mode == "independent" or self.team.sac.pooled_targets < 2:
             return None
-        enough = POOLED_EXPERIENCE * self.member(member).num_updates
+        enough = POOLED_EXPERIENCE * self.member(member).updates_since_reset
         discount = self.team.discount_of(member)
         peers = [
             name
             for name in self.team.members
-            if name != member and self.team.discount_of(name) == discount and self.member(name).num_updates >= enough
+            if name != member
+            and self.team.discount_of(name) == discount
+            and self.member(name).updates_since_reset >= enough
         ]
         return torch.cat([self.member(name).targets for name in peers]) if peers else None
 
     def guide(self, member: str) -> torch.Tensor | None:
-        """Actor of the member with the best evaluation so far; ``None`` for itself, and before any evaluation."""
+        """Actor of the member with the best evaluation so far.
+
+        ``None`` for itself, before any evaluation, and where it was reset since: what was best is no more.
+        """
         best = cast(str, self._ledger["best"])
-        if self.team.mode == "independent" or best == member or not self._ledger["standings"]:
+        standing = cast(Mapping[str, Mapping[str, int]], self._ledger["standings"]).get(best)
+        if self.team.mode == "independent" or best == member or standing is None:
             return None
-        return self.member(best).actor
+        state = self.member(best)
+        return state.actor if standing.get("resets", 0) == state.scalars.resets else None
 
     # --- acting -------------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ def is_due(member: MemberState, every: int, place: int, num_members: int, round_
     if every == 0 or round_index % num_members != place:
         return False
     offset = every * place // num_members if scalars.resets == 0 else 0
-    return scalars.critic_steps - scalars.critic_restart >= every + offset
+    return member.updates_since_reset >= every + offset
 
 
 def reset(member: MemberState, num_layers: int, seed: int) -> MemberState:

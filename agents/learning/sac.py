@@ -102,6 +102,11 @@ class MemberState:
         return self.scalars.critic_steps
 
     @property
+    def updates_since_reset(self) -> int:
+        """Updates since networks were last drawn afresh."""
+        return self.scalars.critic_steps - self.scalars.critic_restart
+
+    @property
     def actor(self) -> Tensor:
         """(P_actor,) the trained actor, a view of ``theta``."""
         return self.sizes.split(self.theta)[1]

@@ -42,12 +42,13 @@ def test_evaluations_and_adaptations_are_entered_and_counted_apart_from_the_budg
         round_index=0,
         kind="return-selection",
         scores=scores,
-        details={"distances": dict.fromkeys(scores, 0.5)},
+        details={"distances": dict.fromkeys(scores, 0.5), "resets": dict.fromkeys(scores, 0) | {"meta": 2}},
     )
     result.evaluation_steps = 8000
     result.adaptation = {"accepted": False, "steps": 640}
     ledger = settle(TEAM, Ledger(best="state"), PLAN, result, 0.0)
     assert ledger.best == "meta"
+    assert (ledger.standings["meta"].resets, ledger.standings["state"].resets) == (2, 0)
     assert (ledger.env_steps, ledger.evaluation_steps, ledger.adaptation_steps) == (200, 8000, 640)
     assert (ledger.accepted, ledger.rejected) == (0, 1)
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from agents.config import SacConfig, TeamConfig
+from agents.learning.resets import reset
+from agents.ledger import Standing
 from agents.pinned import Pinned
 from agents.trainer import Trainer
+from swarm.checkpoint import CheckpointStore
 from tests.agents.made_runs import make_run
 
 
@@ -37,6 +40,43 @@ def test_the_best_member_guides_all_others_and_nobody_guides_it(run: tuple[Path,
     assert guide is not None
     assert torch.equal(guide, best.sizes.split(best.theta)[1])
     assert base.guide("meta") is None
+
+
+def experienced(base: Pinned, *reset_now: str) -> None:
+    """Give every member 40 000 updates, and those named new networks after them."""
+    for name in base.team.members:
+        member = base.member(name)
+        member = replace(member, scalars=replace(member.scalars, critic_steps=40_000, actor_steps=40_000))
+        base._members[name] = reset(member, 3, seed=7) if name in reset_now else member
+
+
+def test_critics_that_were_just_drawn_afresh_are_nobodys_peers_but_beginners(run: tuple[Path, TeamConfig]) -> None:
+    base = pinned(run)
+    experienced(base, "state", "adaptation")
+    for name, peers in (("meta", ("coordinator", "environment")), ("state", set(base.team.members) - {"state"})):
+        found = base.peer_targets(name)
+        assert found is not None
+        expected = [base.member(peer).targets for peer in base.team.members if peer in peers]
+        assert torch.equal(found, torch.cat(expected))
+
+
+def test_a_best_member_that_was_reset_guides_nobody_until_it_is_evaluated_again(tmp_path: Path) -> None:
+    team = make_run(tmp_path / "run")
+    base = Pinned(tmp_path / "run", team, 1)
+    experienced(base, "meta")
+    assert base.guide("state") is None
+    assert base.guide("meta") is None
+    standing = Standing(mean_return=7.5, distance_m=1.0, round_index=1, resets=1)
+    store = CheckpointStore(tmp_path / "run")
+    manifest = store.read_manifest(1)
+    state = store.load_ledger(manifest)
+    state["ledger"] = {**state["ledger"], "standings": {"meta": asdict(standing)}}
+    store.commit(2, {}, rows=manifest.rows, ledger=state)
+    later = Pinned(tmp_path / "run", team, 2)
+    experienced(later, "meta")
+    guide = later.guide("state")
+    assert guide is not None
+    assert torch.equal(guide, later.member("meta").actor)
 
 
 def test_guidance_and_imitation_change_who_follows_and_are_told_in_metrics(run: tuple[Path, TeamConfig]) -> None:
