@@ -28,6 +28,7 @@ except ImportError as error:
 
 FAULTS: Final = ("diverged", "lost")
 """Infos of a step that ended an episode by a fault; see `BridgeVectorEnv`."""
+DRAWN: Final = "rgb_array"
 COMMON: Final = ("action_space", "metadata", "observation_space", "render_mode", "spec")
 """Attributes of single environments that are the same for all of them."""
 
@@ -38,18 +39,25 @@ class BridgeVecEnv(VecEnv):
     Episodes that end are reset in the same step. Infos hold ``terminal_observation`` and ``TimeLimit.truncated`` beside
     Gymnasium's own, and ``diverged`` or ``lost`` where a simulation broke down or its worker died; ``episode`` comes
     from a ``VecMonitor`` around it. Seeds given by ``seed`` count at the next ``reset``: environment e gets
-    ``seed + e``. Nothing is drawn (``render_mode`` is ``None``): `swarm video` and `env_bridge.render_video` do that.
+    ``seed + e``. With ``render_mode="rgb_array"``, ``render`` and ``get_images`` draw.
 
     Args:
         env_id: a Gymnasium id.
         num_envs: how many.
-        options: everything else that `BridgeVectorEnv` takes, but the autoreset mode.
+        options: everything else that `BridgeVectorEnv` takes, but the autoreset mode, and ``rgb_array`` alone of the
+            render modes.
 
     Raises:
         ConfigError: as `BridgeVectorEnv`, and where stable-baselines3 is missing (when this module is imported).
     """
 
     def __init__(self, env_id: str, num_envs: int = 1, **options: Any) -> None:  # noqa: ANN401 - as Gymnasium's
+        if "autoreset_mode" in options:
+            raise ConfigError("autoreset_mode is always SAME_STEP for Stable-Baselines3; leave it out")
+        if options.get("render_mode") not in (None, DRAWN):
+            raise ConfigError(
+                f"got render_mode={options['render_mode']!r}; Stable-Baselines3 draws with {DRAWN!r}, or not at all"
+            )
         self._env = BridgeVectorEnv(env_id, num_envs, autoreset_mode=AutoresetMode.SAME_STEP, **options)
         super().__init__(num_envs, self._env.single_observation_space, self._env.single_action_space)
 
@@ -127,8 +135,8 @@ class BridgeVecEnv(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        """Return no picture for any environment."""
-        return [None] * self.num_envs
+        """Return a picture of each environment; none where it was made without ``render_mode``."""
+        return [None] * self.num_envs if self.render_mode is None else list(self._env.render())
 
     def _refusal(self, kind: str, name: str, advice: str) -> AttributeError:
         return AttributeError(f"environments of the bridge are rows of arrays and have no {kind} {name!r}{advice}")

@@ -26,6 +26,7 @@ from env_bridge.infos import Columns, Told
 from env_bridge.physics import Outcome, RobotSimulation, Simulation
 from env_bridge.robots import PICTURE_OPTIONS, robot_for
 from env_bridge.robots.anatomy import Floats, Robot
+from env_bridge.robots.options import PICTURES, read_options
 from env_bridge.sensors import Sensors, check_sensors
 from env_bridge.stepping import are_finite
 from swarm.environment import EnvironmentSpec, TaskParameters
@@ -144,7 +145,16 @@ def find_robot(env_id: str, options: Mapping[str, Any]) -> Robot | None:
     name = import_id(env_id)
     find_spec(name)
     given = {name: _as_tuple(value) for name, value in options.items() if name not in PICTURE_OPTIONS}
-    return robot_for(name, given)
+    robot = robot_for(name, given)
+    if robot is not None:
+        read_options(name, PICTURES, {}, {key: options[key] for key in PICTURE_OPTIONS & options.keys()})
+    return robot
+
+
+def check_undrawn(env_id: str, options: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` for options about pictures of a robot, which nobody draws; other classes may need them."""
+    if PICTURE_OPTIONS & options.keys() and find_robot(env_id, options) is not None:
+        robot_for(import_id(env_id), options)  # which takes none of them
 
 
 def _as_tuple(value: object) -> object:

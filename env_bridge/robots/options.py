@@ -13,20 +13,6 @@ from swarm.errors import ConfigError
 Reader: TypeAlias = Callable[[object], Any]
 """Returns an option's value, or raises ``ValueError`` with what was expected."""
 
-PICTURE_OPTIONS: Final = frozenset(
-    {
-        "render_mode",
-        "width",
-        "height",
-        "camera_id",
-        "camera_name",
-        "default_camera_config",
-        "max_geom",
-        "visual_options",
-    }
-)
-"""Options of Gymnasium's classes that change pictures only."""
-
 EXACT_INTEGERS: Final = 2**53
 """Beyond it, an integer need not have an equal float."""
 
@@ -82,6 +68,43 @@ def body(value: object) -> int | str:
     raise ValueError("the number or the name of a body")
 
 
+def _or_none(reader: Reader) -> Reader:
+    """What ``reader`` reads, or ``None``."""
+    return lambda value: None if value is None else reader(value)
+
+
+def _text(value: object) -> str:
+    if type(value) is str:
+        return value
+    raise ValueError("text")
+
+
+def _camera(value: object) -> int:
+    if type(value) is int and -1 <= value <= EXACT_INTEGERS:
+        return value
+    raise ValueError("the number of a camera, or -1")
+
+
+def _settings(value: object) -> Mapping[Any, Any]:
+    if isinstance(value, Mapping):
+        return value
+    raise ValueError("a dictionary")
+
+
+PICTURES: Final[Mapping[str, Reader]] = {
+    "render_mode": _or_none(_text),
+    "width": count,
+    "height": count,
+    "camera_id": _or_none(_camera),
+    "camera_name": _or_none(_text),
+    "default_camera_config": _or_none(_settings),
+    "max_geom": count,
+    "visual_options": _or_none(_settings),
+}
+PICTURE_OPTIONS: Final = frozenset(PICTURES)
+"""Options of Gymnasium's classes that change pictures only."""
+
+
 def read_options(
     env_id: str, readers: Mapping[str, Reader], elsewhere: Mapping[str, Reader], given: Mapping[str, object]
 ) -> dict[str, Any]:
@@ -108,7 +131,7 @@ def read_options(
 
 def _refuse(env_id: str, readers: Mapping[str, Reader], elsewhere: Mapping[str, Reader], name: str) -> str:
     if name in PICTURE_OPTIONS:
-        return f"{env_id}: option {name!r} is about pictures, and nothing is drawn here; leave it out"
+        return f"{env_id}: option {name!r} is about pictures, and nothing is drawn without render_mode; leave it out"
     nearest = difflib.get_close_matches(name, readers, n=1, cutoff=0.0)[0]
     other = " (its other version does)" if name in elsewhere else ""
     return f"{env_id} takes no option {name!r}{other}; did you mean {nearest!r}?"

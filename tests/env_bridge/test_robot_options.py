@@ -12,6 +12,7 @@ import pytest
 from gymnasium.envs.mujoco.humanoid_v5 import mass_center
 from numpy.typing import NDArray
 
+from env_bridge import BridgeVectorEnv
 from env_bridge.robots import PICTURE_OPTIONS, robot_for
 from env_bridge.robots.anatomy import control_cost, distance_from_origin, sum_of_squares
 from env_bridge.robots.half_cheetah import HalfCheetah
@@ -20,6 +21,15 @@ from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 
 CUSTOM = "FastCheetah-v0"
+PICTURES_OF_A_USER: dict[str, Any] = {
+    "width": 64,
+    "height": 48,
+    "camera_id": None,
+    "camera_name": "track",
+    "default_camera_config": {"distance": 4.0},
+    "max_geom": 500,
+    "visual_options": None,
+}
 
 
 @pytest.fixture
@@ -70,6 +80,36 @@ def test_every_picture_option_is_gymnasiums_and_refused() -> None:
         assert name in gymnasium.envs.mujoco.MujocoEnv.__init__.__code__.co_varnames
         with pytest.raises(ConfigError, match="about pictures"):
             robot_for("Ant-v5", {name: None})
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"width": "junk"}, "option width is 'junk'; expected a whole number above 0"),
+        ({"height": 0}, "option height is 0; expected a whole number above 0"),
+        ({"max_geom": 10.0}, "option max_geom is 10.0; expected a whole number"),
+        ({"camera_id": "side"}, "option camera_id is 'side'; expected the number of a camera"),
+        ({"camera_name": 3}, "option camera_name is 3; expected text"),
+        ({"default_camera_config": [1.0]}, "option default_camera_config is [1.0]; expected a dictionary"),
+        ({"visual_options": 1}, "option visual_options is 1; expected a dictionary"),
+    ],
+)
+def test_options_about_pictures_are_read_where_something_is_drawn_and_else_refused(
+    option: dict[str, Any], text: str
+) -> None:
+    for given, message in (
+        (option | {"render_mode": "rgb_array"}, text),
+        ({name: PICTURES_OF_A_USER[name] for name in option}, "about pictures, and nothing is drawn without"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            BridgeVectorEnv("HalfCheetah-v5", 2, **given)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_options_about_pictures_may_stand_where_something_is_drawn_and_in_other_classes() -> None:
+    BridgeVectorEnv("HalfCheetah-v5", 2, render_mode="rgb_array", **PICTURES_OF_A_USER).close()
+    BridgeVectorEnv("Pusher-v5", 2, width=64, height=48).close()
 
 
 def test_ranges_may_be_lists_and_integers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -176,6 +177,55 @@ def test_what_is_common_is_answered_and_what_needs_an_object_is_refused_by_name(
         env.set_options({"pose": 1})
     env.close()
     env.close()
+
+
+def drawing_environment() -> dict[str, str]:
+    """Variables of a child that can draw here; skips the test where none can."""
+    check = [sys.executable, "-m", "env_bridge.render", "--check"]
+    for backend in ("egl", "osmesa"):
+        environment = os.environ | {"MUJOCO_GL": backend, "OMP_NUM_THREADS": "1"}
+        if subprocess.run(check, env=environment, capture_output=True, check=False).returncode == 0:
+            return environment
+    pytest.skip("neither MUJOCO_GL=egl nor osmesa draws here")
+
+
+def test_what_is_drawn_are_the_tiles_of_stable_baselines3s_own_environments() -> None:
+    environment = drawing_environment()
+    program = (
+        "import numpy as np\n"
+        "from stable_baselines3.common.env_util import make_vec_env\n"
+        "from env_bridge.sb3 import BridgeVecEnv\n"
+        "given = {'render_mode': 'rgb_array', 'width': 64, 'height': 48}\n"
+        "pictures = []\n"
+        "for env in (BridgeVecEnv('Hopper-v5', 2, **given), make_vec_env('Hopper-v5', 2, env_kwargs=given)):\n"
+        "    assert env.get_attr('render_mode') == ['rgb_array'] * 2\n"
+        "    env.seed(0)\n"
+        "    env.reset()\n"
+        "    assert len(env.get_images()) == 2\n"
+        "    pictures.append(env.render())\n"
+        "    env.close()\n"
+        "np.testing.assert_array_equal(*pictures)\n"
+        "print(pictures[0].shape)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "(96, 64, 3)\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"autoreset_mode": "NEXT_STEP"}, "autoreset_mode is always SAME_STEP"),
+        ({"render_mode": "human"}, "got render_mode='human'; Stable-Baselines3 draws with 'rgb_array'"),
+        ({"render_mode": "depth_array"}, "got render_mode='depth_array'"),
+        ({"render_mode": ["rgb_array"]}, r"got render_mode=\['rgb_array'\]"),
+        ({"max_episode_steps": 2.5}, "expected a whole number of steps"),
+    ],
+)
+def test_what_it_cannot_be_is_one_clear_line(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text) as caught:
+        BridgeVecEnv("Hopper-v5", 2, **options)
+    assert "\n" not in str(caught.value)
 
 
 def test_action_that_is_not_finite_is_refused_and_training_can_go_on() -> None:
