@@ -69,11 +69,20 @@ def default_member_config(observation_size: int, action_size: int) -> MemberConf
 
 
 def init_member(
-    config: MemberConfig, observation_size: int, action_size: int, seed: int, *, temperature: float = 1.0
+    config: MemberConfig,
+    observation_size: int,
+    action_size: int,
+    seed: int,
+    *,
+    temperature: float = 1.0,
+    device: torch.device | str = "cpu",
 ) -> MemberState:
-    """Return a new-born member with an initial SAC temperature; members with different seeds differ."""
+    """Return a new-born member with an initial SAC temperature; members with different seeds differ.
+
+    On another ``device`` it acts and votes; updates (`agents.learning.sac`) are compiled and take it on the CPU only.
+    """
     sizes = network_sizes(config, observation_size, action_size)
-    theta = init_networks(sizes, torch.Generator().manual_seed(seed))
+    theta = init_networks(sizes, torch.Generator().manual_seed(seed), device=device)
     return MemberState(
         sizes=sizes,
         theta=theta,
@@ -87,7 +96,7 @@ def init_member(
 def to_arrays(member: MemberState) -> dict[str, NDArray[np.generic]]:
     """Arrays for a checkpoint; `from_arrays` gives the same member back, to the last bit."""
     scalars = np.array(astuple(member.scalars), np.float64)
-    vectors = {name: getattr(member, name).numpy() for name in VECTORS}
+    vectors = {name: getattr(member, name).cpu().numpy() for name in VECTORS}
     return {**vectors, "scalars": scalars}
 
 
@@ -121,6 +130,14 @@ def from_arrays(
     )
 
 
+def is_finite(member: MemberState) -> bool:
+    """Return whether networks, Adam's moments and temperature are finite: what is not makes all updates be skipped."""
+    scalars = member.scalars
+    numbers = (scalars.log_alpha, scalars.alpha_m, scalars.alpha_v)
+    vectors = (getattr(member, name) for name in VECTORS)
+    return all(map(math.isfinite, numbers)) and all(bool(torch.isfinite(vector).all()) for vector in vectors)
+
+
 def acting_weights(
     member: MemberState, encoder: Parameters, scales: Scales, feature_scale: float = 1.0, *, deployed: bool = False
 ) -> dict[str, NDArray[np.float32]]:
@@ -132,13 +149,13 @@ def acting_weights(
     """
     actor = dict(member.sizes.actor.views(member.deployed_actor if deployed else member.actor))
     features = len(encoder["output_b"])
-    scale = torch.ones(member.sizes.inputs, dtype=actor["w1"].dtype)
+    scale = torch.ones(member.sizes.inputs, dtype=actor["w1"].dtype, device=actor["w1"].device)
     scale[-features:] = feature_scale
     actor["w1"] = actor["w1"] * scale[:, None]
     actions = member.sizes.actions
     return {
-        **{f"enc.{name}": value.detach().numpy() for name, value in encoder.items()},
-        **{f"actor.{name}": value.numpy() for name, value in actor.items()},
+        **{f"enc.{name}": value.detach().cpu().numpy() for name, value in encoder.items()},
+        **{f"actor.{name}": value.cpu().numpy() for name, value in actor.items()},
         "norm.mean": scales.observation_mean,
         "norm.factor": scales.observation_factor,
         "norm.reward_factor": scales.reward_factor,
@@ -164,4 +181,4 @@ def votes(voter: MemberState, inputs_BX: Tensor, proposals_MBA: Tensor) -> NDArr
         critic_values(voter.sizes, critics, torch.cat([inputs_BX, proposals_BA], dim=-1)).double().mean()
         for proposals_BA in proposals_MBA
     ]
-    return torch.stack(means).numpy()
+    return torch.stack(means).cpu().numpy()

@@ -34,6 +34,7 @@ from agents.member import (
     encoder_sizes,
     from_arrays,
     init_member,
+    is_finite,
     propose_actions,
     to_arrays,
     votes,
@@ -41,9 +42,9 @@ from agents.member import (
 from agents.plan import NOMINAL, group_of, groups_of
 from agents.randomness import stream_key
 from agents.rollout_policy import prefixed
-from swarm.checkpoint import CheckpointStore, Manifest
+from swarm.checkpoint import MANIFEST, CheckpointStore, Manifest
 from swarm.environment import EnvironmentSpec
-from swarm.errors import ConfigError
+from swarm.errors import CheckpointError, ConfigError
 from swarm.experience import ExperienceReader
 from swarm.messages import Arrays, Json
 from swarm.policy import BLOCK_SIZE
@@ -69,10 +70,18 @@ def pinned_round(run_dir: Path, team: TeamConfig, base: int) -> Pinned:
 
 
 def check_round(run_dir: Path, team: TeamConfig, base: int) -> None:
-    """Read what a run would continue from. Raises ``CheckpointError`` where a file does not fit the team's settings."""
+    """Read what a run would continue from.
+
+    Raises:
+        CheckpointError: a file does not fit the team's settings, or a member is not finite and would never learn again.
+    """
     pinned = Pinned(run_dir, replace(team, reproducible=False), base)  # nothing is computed
     for name in team.members:
-        pinned.member(name)
+        if not is_finite(pinned.member(name)):
+            raise CheckpointError(
+                f"member {name} of round {base} is not finite, and all its updates would be skipped; to resume from "
+                f"the round before, delete {CheckpointStore(run_dir).path(base, MANIFEST).parent}"
+            )
     for group in groups_of(team):
         pinned.world(group)
 

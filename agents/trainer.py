@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from math import isfinite
+from math import isfinite, nan
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from safetensors.numpy import save
 
 from agents.learning.resets import is_due, reset
 from agents.learning.sac import LearnMetrics, MemberState, learn
-from agents.member import to_arrays
+from agents.member import is_finite, to_arrays
 from agents.pinned import Pinned
 from agents.plan import group_of
 from agents.randomness import generator, stream_key
@@ -20,7 +21,11 @@ from swarm.messages import Json
 
 
 class Trainer:
-    """Continues from what ``pinned`` says; a function of it, the member and the round. Blocks."""
+    """Continues from what ``pinned`` says; a function of it, the member and the round. Blocks.
+
+    A lot that leads to what is not finite is left out and its updates are counted as skipped: what is committed stays
+    finite, and the next lot draws other rows.
+    """
 
     def __init__(self, pinned: Pinned, member: str, round_index: int) -> None:
         self._pinned = pinned
@@ -29,13 +34,14 @@ class Trainer:
         self._state = self._begin(round_index)
         self._config = replace(pinned.team.sac, discount=pinned.team.discount_of(member))
         self._guide = pinned.guide(member) if pinned.team.sac.guidance else None
-        self._last: LearnMetrics | None = None
+        self._lots: list[LearnMetrics] = []
 
     def train(self, num_updates: int) -> None:
-        """Make ``num_updates`` more updates."""
+        """Make a lot of ``num_updates`` more updates."""
         replay, own_rows = self._pinned.replay(self._name)
-        self._state, self._last = learn(
-            self._state,
+        before = self._state
+        self._state, metrics = learn(
+            before,
             self._pinned.peer_targets(self._name),
             replay,
             own_rows,
@@ -44,6 +50,11 @@ class Trainer:
             self._config,
             self._guide,
         )
+        if not is_finite(self._state):
+            skipped = before.scalars.skipped + num_updates
+            self._state = replace(before, scalars=replace(before.scalars, skipped=skipped))
+            metrics = replace(metrics, num_updates=0, skipped=num_updates, temperature=nan)
+        self._lots.append(metrics)
 
     def _begin(self, round_index: int) -> MemberState:
         """Return the pinned state, reset where that is due."""
@@ -63,10 +74,31 @@ class Trainer:
         return self._pinned.weights_of(self._state, group)
 
     def metrics(self) -> Mapping[str, Json]:
-        """Means over the last lot, in units of the environment's reward; empty before the first."""
-        if self._last is None:
+        """Counts and means over all lots, in units of the environment's reward; empty before the first."""
+        if not self._lots:
             return {}
         unit = self._pinned.team.sac.reward_scale
         in_reward = {"critic_loss": unit**2, "mean_value": unit, "temperature": unit}
-        values = {key: value / in_reward.get(key, 1) for key, value in asdict(self._last).items()}
+        values = {key: value / in_reward.get(key, 1) for key, value in asdict(joined(self._lots)).items()}
         return {key: value for key, value in values.items() if isfinite(value)}
+
+
+def joined(lots: Sequence[LearnMetrics]) -> LearnMetrics:
+    """Return the metrics of several lots as one: counts add up, means weigh by updates, the rest is the newest."""
+    made = [lot for lot in lots if lot.num_updates]
+    return replace(
+        (made or lots)[-1],
+        num_updates=sum(lot.num_updates for lot in lots),
+        skipped=sum(lot.skipped for lot in lots),
+        critic_loss=_mean(made, "critic_loss"),
+        mean_value=_mean(made, "mean_value"),
+        entropy=_mean(made, "entropy"),
+        guide_distance=_mean(made, "guide_distance"),
+        imitated_share=_mean(made, "imitated_share"),
+    )
+
+
+def _mean(lots: Sequence[LearnMetrics], name: str) -> float:
+    """Return the mean of a metric over the updates of those lots that have it; NaN: none has."""
+    rows = [(getattr(lot, name), lot.num_updates) for lot in lots if isfinite(getattr(lot, name))]
+    return fmean([value for value, _ in rows], [weight for _, weight in rows]) if rows else nan

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from math import inf, nan
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load, save
 
 from agents.config import SacConfig, TeamConfig
 from agents.learning.resets import reset
+from agents.learning.sac import learn
 from agents.ledger import Standing
-from agents.pinned import Pinned
-from agents.trainer import Trainer
+from agents.member import from_arrays, is_finite, to_arrays
+from agents.pinned import Pinned, check_round, member_file
+from agents.trainer import Trainer, joined
 from swarm.checkpoint import CheckpointStore
+from swarm.errors import CheckpointError
 from tests.agents.made_runs import make_run
 
 
@@ -123,6 +129,60 @@ def test_a_member_is_reset_at_its_turn_only_and_says_so(run: tuple[Path, TeamCon
     for trainer in (turn, other):
         trainer.train(1)
     assert (turn.metrics()["resets"], other.metrics()["resets"]) == (1, 0)
+
+
+def test_metrics_add_up_counts_and_weigh_means_over_all_lots(run: tuple[Path, TeamConfig]) -> None:
+    base = pinned(run)
+    two, first = Trainer(base, "state", 2), Trainer(base, "state", 2)
+    two.train(5)
+    first.train(5)
+    two.train(15)
+    one = first.metrics()
+    metrics = learn(base.member("state"), None, *base.replay("state"), 0, np.random.default_rng(0), SacConfig())[1]
+    assert (one["num_updates"], two.metrics()["num_updates"]) == (5, 20)
+    lots = [
+        replace(metrics, num_updates=5, critic_loss=4.0, entropy=nan, temperature=0.5, skipped=7),
+        replace(metrics, num_updates=15, critic_loss=8.0, entropy=1.5, temperature=0.25, skipped=1),
+        replace(metrics, num_updates=0, critic_loss=nan, entropy=nan, temperature=nan, skipped=20),
+    ]
+    found = joined(lots)
+    assert (found.num_updates, found.skipped, found.critic_loss) == (20, 28, 7.0)
+    assert (found.entropy, found.temperature) == (1.5, 0.25)
+
+
+def test_a_lot_that_leads_to_what_is_not_finite_is_left_out_and_counted(run: tuple[Path, TeamConfig]) -> None:
+    """Rewards are finite, but so large that Adam's second moment is not: the parameters would never move again."""
+    base = pinned(run)
+    trainer = Trainer(base, "state", 2)
+    rewards = base.replay("state")[0].packed[:, -2]
+    usual = rewards.clone()
+    rewards.fill_(1e25)
+    trainer.train(5)
+    assert trainer.metrics() == {"num_updates": 0, "skipped": 5, "resets": 0}
+    assert torch.equal(torch.from_numpy(load(trainer.to_bytes())["theta"]), base.member("state").theta)
+    rewards.copy_(usual)
+    trainer.train(5)
+    assert (trainer.metrics()["num_updates"], trainer.metrics()["skipped"]) == (5, 5)
+    _, team = run
+    after = from_arrays(team.member, *base.sizes, load(trainer.to_bytes()))
+    assert is_finite(after)
+    assert after.scalars.skipped == 5
+    assert not torch.equal(after.theta, base.member("state").theta)
+
+
+def test_a_run_with_a_member_that_is_not_finite_is_not_resumed(tmp_path: Path) -> None:
+    team = make_run(tmp_path / "run")
+    check_round(tmp_path / "run", team, 1)
+    store = CheckpointStore(tmp_path / "run")
+    manifest = store.read_manifest(1)
+    member = Pinned(tmp_path / "run", team, 1).member("state")
+    member.m[3] = inf
+    file = member_file("state")
+    store.commit(
+        2, {file: store.stage(2, file, save(to_arrays(member)))}, rows=manifest.rows, ledger=store.load_ledger(manifest)
+    )
+    with pytest.raises(CheckpointError, match=r"member state of round 2 is not finite.*delete .*round-000002$"):
+        check_round(tmp_path / "run", team, 2)
 
 
 def test_extras_are_off_by_default() -> None:
