@@ -70,9 +70,9 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self.render_mode = options.pop("render_mode", None)
         if self.render_mode is not None:
             check_mode(self.render_mode)
-        num_workers = arguments.check(num_envs, workers, actions, patience_s)
         else:
             vector_env.check_undrawn(env_id, options)
+        num_workers = arguments.check(num_envs, workers, actions, patience_s)
         num_envs = int(num_envs)
         given = LaneOptions(
             env_id=env_id,
