@@ -26,6 +26,6 @@ def ridge_change(support_KTH: Tensor, residual_KTY: Tensor, precision: Tensor | 
         precision: how strongly the weights are held where they start, > 0.
     """
     gram = 1 + support_KTH @ support_KTH.mT
-    regular = gram + precision * torch.eye(gram.shape[-1], dtype=gram.dtype)
+    regular = gram + precision * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     fitted = torch.cholesky_solve(residual_KTY, torch.linalg.cholesky(regular))
     return support_KTH.mT @ fitted, fitted.sum(1, keepdim=True)

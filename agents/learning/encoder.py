@@ -171,7 +171,7 @@ class Stream:
         visible: (T, E, V) for ``observation``; ``visible_next`` for ``next_observation``.
         features: (T, E, D) for ``observation``; ``features_next`` for ``next_observation``.
         states: (T, E, S), after each row's observation.
-        policy_state: (E, S + A) float32: what a rollout policy continues from after the last row.
+        last_action: (E, A), of the last row.
     """
 
     visible: Tensor
@@ -179,7 +179,12 @@ class Stream:
     visible_next: Tensor
     features_next: Tensor
     states: Tensor
-    policy_state: NDArray[np.float32]
+    last_action: Tensor
+
+    @property
+    def policy_state(self) -> NDArray[np.float32]:
+        """(E, S + A): what a rollout policy continues from after the last row."""
+        return torch.cat([self.states[-1], self.last_action], dim=-1).cpu().numpy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -242,5 +247,5 @@ def encode_stream(sizes: EncoderSizes, w: Parameters, columns: Columns, scales: 
         visible_next=visible_next,
         features_next=features_next.view(num_steps, num_sequences, -1),
         states=states,
-        policy_state=torch.cat([states[-1], columns.action[-1]], dim=-1).numpy(),
+        last_action=columns.action[-1],
     )

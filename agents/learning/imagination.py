@@ -70,10 +70,10 @@ def imagine(
         cut: highest novelty of a valid step.
     """
     encoder = encoder_parameters(world)
-    scale = _Scale(scales)
     observation = start.observation[0]
+    scale = _Scale(scales, observation.device)
     action, reward = start.previous_action[0], normalize_reward(start.previous_reward[0], scales, CLIP)
-    keep, alive = start.keep[:1], torch.ones(len(observation), dtype=torch.bool)
+    keep, alive = start.keep[:1], torch.ones(len(observation), dtype=torch.bool, device=observation.device)
     state = start.states[0]
     if state.shape[-1] == 0:
         state = observation.new_zeros(len(observation), world.sizes.encoder.state)
@@ -98,12 +98,12 @@ def imagine(
 class _Scale:
     """Turns normalised predictions of change and reward back into raw ones."""
 
-    def __init__(self, scales: Scales) -> None:
+    def __init__(self, scales: Scales, device: torch.device) -> None:
         mean: NDArray[np.float32] = np.concatenate([scales.change_mean, scales.reward_mean])
         factor: NDArray[np.float32] = np.concatenate([scales.change_factor, scales.reward_factor])
-        self._mean = torch.from_numpy(mean)
-        self._inverse = torch.from_numpy(np.where(factor > 0, 1 / np.where(factor > 0, factor, 1), 0))
-        self.varies = torch.from_numpy((factor > 0).astype(np.float32))
+        self._mean = torch.from_numpy(mean).to(device)
+        self._inverse = torch.from_numpy(np.where(factor > 0, 1 / np.where(factor > 0, factor, 1), 0)).to(device)
+        self.varies = torch.from_numpy((factor > 0).astype(np.float32)).to(device)
 
     def raw(self, normalised: Tensor) -> Tensor:
         """Return change and reward; what never varied stays at its mean."""

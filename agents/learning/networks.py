@@ -76,8 +76,19 @@ def _mlp_layout(inputs: int, first: int, second: int, outputs: int) -> Parameter
     )
 
 
-def init_networks(sizes: NetworkSizes, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a fresh flat vector (P,); the actor's output layer starts small, so that first actions are moderate."""
+def init_networks(
+    sizes: NetworkSizes,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return a fresh flat vector (P,); the actor's output layer starts small, so that first actions are moderate.
+
+    Args:
+        generator: of the CPU, where it is drawn, so that a seed gives the same numbers everywhere.
+        device: where it is put.
+    """
     theta = torch.empty(sizes.num_parameters, dtype=dtype)
     critics, actor = sizes.split(theta)
     for layout, flat, last_scale in (
@@ -91,7 +102,7 @@ def init_networks(sizes: NetworkSizes, generator: torch.Generator, dtype: torch.
             fan_in = views["w" + index].shape[0]
             uniform_(views["w" + index], fan_in, generator, scale)
             uniform_(views["b" + index], fan_in, generator, scale)
-    return theta
+    return theta.to(device)
 
 
 def actor_output(sizes: NetworkSizes, actor: Tensor, inputs_BX: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,12 +67,12 @@ def fit_calibration(predictions_NRO: Tensor, target_RO: Tensor, mask_O: Tensor) 
     """
     variance, squared = _variance(predictions_NRO), (predictions_NRO.mean(0) - target_RO).square()
     typical = variance.mean(0).clamp_min(MIN_VARIANCE)
-    shares = torch.tensor(SHARES, dtype=squared.dtype)[:, None, None]
+    shares = torch.tensor(SHARES, dtype=squared.dtype, device=squared.device)[:, None, None]
     relative = (shares * variance / typical + 1 - shares).clamp_min(1e-6)
     scales = (squared / relative).mean(1).clamp_min(MIN_VARIANCE)
     losses = (scales[:, None] * relative).log().mean(1)  # the quadratic term of the likelihood is 1 at the best scale
     best = losses.argmin(0)
-    columns = torch.arange(len(typical))
+    columns = torch.arange(len(typical), device=typical.device)
     unscaled = Calibration(
         typical=typical, scale=scales[best, columns], share=shares[:, 0, 0][best], widths=NORMAL_WIDTHS
     )

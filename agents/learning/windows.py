@@ -57,7 +57,8 @@ class Windows:
 
     def unrolled(self, num_starts: int, length: int) -> Windows:
         """Return windows of ``length`` steps from each of the first ``num_starts`` steps of each window."""
-        steps = torch.arange(length)[:, None] + torch.arange(num_starts)
+        device = self.observation.device
+        steps = torch.arange(length, device=device)[:, None] + torch.arange(num_starts, device=device)
         return Windows(**{f.name: getattr(self, f.name)[steps].flatten(1, 2) for f in fields(self)})
 
 
@@ -68,13 +69,15 @@ def cut_windows(columns: Columns, states: Tensor | None, starts: NDArray[np.int6
         states: (T, E, S), `Stream.states` of the same columns; ``None``: windows start from a zero state with
             one unknown (zero) previous action and reward.
     """
-    steps = torch.from_numpy(starts[:, 0])[None] + torch.arange(length)[:, None]
-    environments = torch.from_numpy(starts[:, 1])[None].expand_as(steps)
+    device = columns.observation.device
+    first, environment = torch.from_numpy(starts).to(device).unbind(1)
+    steps = first[None] + torch.arange(length, device=device)[:, None]
+    environments = environment[None].expand_as(steps)
     before = (steps - 1).clamp_min(0)
     keep = ~columns.reset[steps, environments] & (steps > 0)
     if states is None:
         keep[0] = False
-        known = torch.zeros(length, len(starts), 0)
+        known = torch.zeros(length, len(starts), 0, device=device)
     else:
         known = states[before, environments]
     return Windows(

@@ -58,8 +58,8 @@ def prepare(sizes: WorldSizes, encoder: Parameters, windows: Windows, scales: Sc
         state = state.new_zeros(windows.num_windows, sizes.encoder.state)
     features = encode(encoder, observation, windows.previous_action.to(dtype), previous_reward, windows.keep, state)
     visible = visible_part(encoder, observation)
-    mean = torch.from_numpy(np.concatenate([scales.change_mean, scales.reward_mean])).to(dtype)
-    factor = torch.from_numpy(np.concatenate([scales.change_factor, scales.reward_factor])).to(dtype)
+    mean = torch.from_numpy(np.concatenate([scales.change_mean, scales.reward_mean])).to(observation)
+    factor = torch.from_numpy(np.concatenate([scales.change_factor, scales.reward_factor])).to(observation)
     change = windows.next_observation - windows.observation
     raw = torch.cat([change, windows.reward[..., None]], dim=-1).to(dtype)
     target = ((raw - mean) * factor).clamp(-CLIP, CLIP)
@@ -98,7 +98,7 @@ def prediction_gradients(
         some = windows.select(slice(g * size, (g + 1) * size))
         (gradient,) = torch.autograd.grad(prediction_loss(world.sizes, part, some, scales), part)
         gradients.append(gradient)
-    return torch.stack(gradients).numpy()
+    return torch.stack(gradients).cpu().numpy()
 
 
 def head_predictions(world: WorldState, known_TWX: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def prediction_error(world: WorldState, windows: Windows, scales: Scales) -> dic
     predicted = head_predictions(world, prepared.known).mean(0)
     mask = prepared.mask[:-1]
     number = max(1.0, float(mask.sum())) * prepared.target[..., 0].numel()
-    no_change = torch.from_numpy(-scales.change_mean * scales.change_factor).to(predicted.dtype)
+    no_change = torch.from_numpy(-scales.change_mean * scales.change_factor).to(predicted)
     mse = float(((predicted - prepared.target)[..., :-1] * mask).square().sum()) / number
     persistence = float(((no_change - prepared.target[..., :-1]) * mask).square().sum()) / number
     return {"mse": mse, "persistence_mse": persistence, "ratio": mse / persistence if persistence > 0 else float("nan")}

@@ -123,8 +123,14 @@ def init_world(
     action_size: int,
     seed: int,
     heads: int = 1,
+    *,
+    device: torch.device | str = "cpu",
 ) -> WorldState:
-    """Return a fresh world model; its heads differ and start close to predicting the mean change."""
+    """Return a fresh world model; its heads differ and start close to predicting the mean change.
+
+    Args:
+        device: where it is put; it is drawn on the CPU, so that a seed gives the same numbers everywhere.
+    """
     sizes = world_sizes(world, member, observation_size, action_size, heads)
     generator = torch.Generator().manual_seed(seed)
     theta = torch.zeros(sizes.num_parameters)
@@ -133,6 +139,7 @@ def init_world(
         head = sizes.head.views(theta[sizes.span(index)])
         uniform_(head["w1"], head["w1"].shape[0], generator, scale=3**0.5)
         uniform_(head["w2"], sizes.hidden, generator)
+    theta = theta.to(device)
     return WorldState(
         sizes=sizes,
         theta=theta,
@@ -150,7 +157,7 @@ def encoder_parameters(world: WorldState) -> dict[str, Tensor]:
 
 def world_to_arrays(world: WorldState) -> dict[str, NDArray[np.generic]]:
     """Arrays for a checkpoint; `world_from_arrays` gives the same world model back, to the last bit."""
-    vectors = {name: getattr(world, name).numpy() for name in ("theta", "m", "v")}
+    vectors = {name: getattr(world, name).cpu().numpy() for name in ("theta", "m", "v")}
     return {**vectors, "steps": world.steps, "skips": world.skips}
 
 
@@ -202,7 +209,7 @@ def apply_gradients(
 def _descend(world: WorldState, span: slice, counter: int, gradients: Float32Array, rate: float) -> None:
     """Make Adam steps on ``span`` of a world model, in place."""
     theta, m, v = world.theta[span], world.m[span], world.v[span]
-    for gradient in torch.from_numpy(gradients):
+    for gradient in torch.from_numpy(gradients).to(theta.device):
         world.steps[counter] += 1
         steps = int(world.steps[counter])
         m.lerp_(gradient, 1 - ADAM_BETA1)
