@@ -153,6 +153,8 @@ def round_line(state: ViewState) -> str:
     left = state.time_left_s()
     if left is not None:
         parts.append(f"{clock_text(left)} left")
+    if state.skips:
+        parts.append(f"{state.skips.total()} skips")
     lots = ", ".join(f"{name} {won}" for name, won in state.summary.get("lots", {}).items() if won)
     if lots:
         parts.append(f"lots: {lots}")
@@ -213,7 +215,9 @@ def _figures(state: ViewState) -> RenderableType:
         text.append(f"prediction error {world['ratio']:.2f} of repeating the last value   ")
     adaptation = state.summary.get("adaptation") or {}
     if adaptation.get("accepted") or adaptation.get("rejected"):
-        text.append(f"adaptations {adaptation['accepted']} accepted, {adaptation['rejected']} rejected")
+        text.append(f"adaptations {adaptation['accepted']} accepted, {adaptation['rejected']} rejected   ")
+    if state.skips:
+        text.append(f"{state.skips.total()} skips", style="yellow")
     return text
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, cast
 
 from swarm.bus import BusStatistics, Received
 from swarm.messages import Json
@@ -115,6 +116,21 @@ class AdaptationOutcome:
     probes: int
     steps: int
     saved: str | None = None
+
+
+def skips_of(summary: Mapping[str, Json]) -> Counter[str]:
+    """Return what a round left out of the learning, or put back, in words, and how often."""
+    found: Counter[str] = Counter()
+    losses = cast(Mapping[str, Mapping[str, float]], summary.get("losses") or {})
+    for name, metrics in losses.items():
+        if metrics.get("skipped"):
+            found[f"an update of member {name} was skipped: not finite"] += int(metrics["skipped"])
+    world = cast(Mapping[str, Sequence[str]], summary.get("world") or {})
+    for refused in world.get("skipped", ()):
+        owner, kind, reason = refused.split(":", 2)
+        found[f"the {kind} gradients of {owner} were refused: {reason}"] += 1
+    found.update(world.get("troubles", ()))
+    return found
 
 
 class Observer(Protocol):

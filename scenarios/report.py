@@ -68,7 +68,7 @@ def write_report(run: RunDirectory) -> None:
         parts += [f"## {sheet.title}", "", sheet.to_markdown(), ""]
     for file_name, caption in plots:
         parts += [f"## {caption}", "", f"![{caption}]({file_name})", ""]
-    parts += ["## What was lost and restarted", "", *_bullets(history.incidents(), "Nothing."), ""]
+    parts += ["## What was lost, restarted and skipped", "", *_bullets(history.incidents(), "Nothing."), ""]
     parts += ["## Interventions", "", *_bullets(interventions(scenario), "None."), ""]
     parts += ["## Commands", "", "```sh"]
     parts += [f"{command}  # {label}" for label, command in commands(run, scenario)] + ["```", ""]

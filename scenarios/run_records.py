@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scenarios.observer import UNEVENTFUL, ProcessEvent
+from scenarios.observer import UNEVENTFUL, ProcessEvent, skips_of
 from scenarios.run_directory import RunDirectory
 from swarm.errors import CheckpointError
 
@@ -63,13 +63,17 @@ class RunHistory:
         return {topic: dict(counts) for topic, counts in total.items()}
 
     def incidents(self) -> list[str]:
-        """What was lost, restarted, repeated or rejected, in plain words, oldest first per source."""
+        """What was lost, restarted, repeated, skipped or rejected, in plain words, oldest first per source."""
         found = [
             ProcessEvent(name=event["name"], kind=event["kind"], detail=event["detail"]).to_text()
             for event in self.events
             if event.get("source") == "process" and event["kind"] not in UNEVENTFUL
         ]
         found += [str(text) for text in self.last.get("lost", ())]
+        skips: Counter[str] = Counter()
+        for row in self.trained:
+            skips.update(skips_of(row))
+        found += [f"{text} ({count} {'time' if count == 1 else 'times'})" for text, count in skips.items()]
         for topic, counts in self.topics().items():
             if counts.get("lost"):
                 found.append(f"{counts['lost']} messages on topic {topic} were lost for good")

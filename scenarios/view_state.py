@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, cast
 
-from scenarios.observer import UNEVENTFUL, ProcessEvent, RunOutcome
+from scenarios.observer import UNEVENTFUL, ProcessEvent, RunOutcome, skips_of
 from swarm.bus import BusStatistics, Received
 from swarm.messages import Award, Goodbye, Heartbeat, Hello, Json, PeerDown
 
@@ -82,6 +82,7 @@ class ViewState:
         awards: newest award per kind of work, as (task id, {agent: units}).
         recent: (time, env_steps, updates) of recent rounds, for rates.
         incidents: what went wrong lately, newest last.
+        skips: what was left out of the learning so far, and how often; the first of each kind is an incident too.
     """
 
     budget_steps: int
@@ -94,6 +95,7 @@ class ViewState:
     statistics: BusStatistics = field(default_factory=BusStatistics)
     recent: deque[tuple[float, int, int]] = field(default_factory=deque)
     incidents: deque[str] = field(default_factory=lambda: deque(maxlen=3))
+    skips: Counter[str] = field(default_factory=Counter)
     outcome: RunOutcome | None = None
 
     def apply(self, event: ViewEvent, now: float) -> None:
@@ -183,6 +185,10 @@ class ViewState:
     def _enter_round(self, summary: Mapping[str, Json], now: float) -> None:
         known = set(self.summary.get("lost", ()))
         self.incidents.extend(str(text) for text in cast(list[str], summary.get("lost", ())) if text not in known)
+        if self.round_index is None or cast(int, summary["round_index"]) > self.round_index:  # told again: counted once
+            skips = skips_of(summary)
+            self.incidents.extend(text for text in skips if text not in self.skips)
+            self.skips.update(skips)
         self.summary = summary
         self.phase = "training"
         self.recent.append((now, self.env_steps, int(cast(int, summary.get("updates_total", 0)))))

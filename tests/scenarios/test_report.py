@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from io import StringIO
 
@@ -46,6 +47,22 @@ def test_report_of_a_run_without_any_committed_round_says_so(write_run: WriteRun
     run = write_run(-1)
     write_report(run)
     assert "No round is committed" in run.report_file.read_text(encoding="utf-8")
+
+
+def test_what_learning_skipped_is_summed_up_over_all_rounds(write_run: WriteRun) -> None:
+    run = write_run(3)
+    rows = [json.loads(line) for line in run.metrics_file.read_text(encoding="utf-8").splitlines()]
+    for index, skipped in ((1, 4), (2, 3)):
+        rows[index]["losses"] = {"meta": {"skipped": skipped}}
+        rows[index]["world"] = {"skipped": ["state:prediction:stale"], "troubles": []}
+    rows[3]["world"] = {"troubles": ["the world model shared was set back to round 1"]}
+    run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_report(run)
+    text = run.report_file.read_text(encoding="utf-8")
+    assert "- an update of member meta was skipped: not finite (7 times)" in text
+    assert "- the prediction gradients of state were refused: stale (2 times)" in text
+    assert "- the world model shared was set back to round 1 (1 time)" in text
+    assert "skipped" not in "".join(read_history(write_run(3, name="other")).incidents())
 
 
 def test_interventions_are_named(write_run: WriteRun) -> None:

@@ -89,6 +89,24 @@ def test_deaths_and_losses_become_incidents_once() -> None:
     assert state.incidents[-1] == "meta is down: killed"
 
 
+def test_what_learning_skips_is_an_incident_once_and_counted_in_each_round() -> None:
+    state = ViewState(20_000)
+    state.apply(committed(1, losses={"meta": {"skipped": 0}}, world={"error": 1.0, "skipped": []}), 1.0)
+    assert (list(state.incidents), state.skips.total()) == ([], 0)
+    assert "skips" not in round_line(state) + drawn(state, 1.0)
+    wrong = committed(2, losses={"meta": {"skipped": 7}}, world={"skipped": ["state:meta:not-finite"]})
+    for now in (2.0, 3.0):  # a coordinator that starts again tells its newest round again
+        state.apply(wrong, now)
+    state.apply(committed(3, losses={"meta": {"skipped": 5}}, world={"troubles": ["set back"]}), 4.0)
+    assert list(state.incidents) == [
+        "an update of member meta was skipped: not finite",
+        "the meta gradients of state were refused: not-finite",
+        "set back",
+    ]
+    assert "14 skips" in round_line(state)
+    assert "14 skips" in drawn(state, 4.0)
+
+
 def test_return_is_of_training_episodes_until_a_member_is_evaluated() -> None:
     state = ViewState(100)
     assert state.mean_return() is None
