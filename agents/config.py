@@ -252,7 +252,10 @@ class AdaptConfig:
                 f"level climb takes at least 2 episodes, one to probe and one to climb; got {self.episodes}"
             )
         if self.level == "context" and self.online:
-            raise ConfigError("level context adapts nothing at a step; online goes with inner, probe or climb")
+            raise ConfigError(
+                "level context adapts nothing at a step, and online goes with inner, probe or climb: choose one of "
+                "these, or online=false or --no-online"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,8 +56,9 @@ def config_of(arguments: argparse.Namespace, shifts: Sequence[TaskParameters], t
     for shift in shifts:
         check_task_fits(combine(team.task, shift), team.env_id)
     config = team.adapt
-    changes = {key: getattr(arguments, key) for key in ("level", "episodes") if getattr(arguments, key) is not None}
-    return replace(config, **changes, online=arguments.online or config.online)
+    options = ("level", "episodes", "online")
+    changes = {key: getattr(arguments, key) for key in options if getattr(arguments, key) is not None}
+    return replace(config, **changes)
 
 
 def to_json(outcomes: Sequence[AdaptationOutcome]) -> dict[str, Json]:

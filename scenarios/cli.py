@@ -176,7 +176,11 @@ def _add_adapt_options(adapt: _Parser) -> None:
         "of members and adapted world model is chosen), climb (and an evolution strategy); default: the scenario's",
     )
     adapt.add_argument("--episodes", metavar="K", type=_positive, help="episodes before the re-evaluation, of 8 robots")
-    adapt.add_argument("--online", action="store_true", help="the world model adapts at every step of an episode")
+    adapt.add_argument(
+        "--online",
+        action=argparse.BooleanOptionalAction,
+        help="the world model adapts at every step of an episode, or not; default: the scenario's",
+    )
     adapt.add_argument("--seed", metavar="N", type=_round_number, default=0, help="names the episodes (default: 0)")
     adapt.add_argument("--save", metavar="NAME", help="save what was accepted, for: swarm evaluate DIR --adapted NAME")
     _add_json(adapt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from rich.console import Console
 
 from agents.config import AdaptConfig
 from agents.deployment import AdaptedPolicy, save_adapted
-from scenarios.adapt_command import print_outcomes, to_json
+from scenarios.adapt_command import config_of, print_outcomes, to_json
 from scenarios.adapting import adapt_run, evaluate_adapted
-from scenarios.cli import main
+from scenarios.cli import build_parser, main
 from scenarios.observer import AdaptationOutcome
+from scenarios.scenario import load_preset
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 from tests.agents.made_runs import make_run
@@ -53,6 +55,20 @@ def test_what_is_printed_names_the_way_there_what_it_took_and_the_verdict() -> N
     for part in ("level climb, online", "accepted (meta)", "rejected", "episode 2 as lived: 22.0", "112 episodes"):
         assert part in text
     assert "not saved" in text
+
+
+def test_options_change_the_scenarios_adaptation_and_what_is_not_given_stays() -> None:
+    online = load_preset("smoke").with_overrides(["adapt.level=inner", "adapt.online=true"]).team
+
+    def config(*options: str) -> AdaptConfig:
+        return config_of(build_parser().parse_args(["adapt", "run", "--shift", "mass=2", *options]), (), online)
+
+    assert config() == online.adapt
+    assert config("--no-online") == replace(online.adapt, online=False)
+    assert config("--level", "context", "--no-online") == replace(online.adapt, level="context", online=False)
+    assert config("--level", "probe", "--episodes", "7") == replace(online.adapt, level="probe", episodes=7)
+    with pytest.raises(ConfigError, match=r"online=false or --no-online"):
+        config("--level", "context")
 
 
 @pytest.fixture
