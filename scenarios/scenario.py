@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -304,12 +305,20 @@ def _resolve(key: str) -> tuple[str, object]:
     for path in (key, f"team.{key}"):
         if path in settings:
             return path, settings[path]
-    short = [path.removeprefix("team.") for path in settings]
-    leaves = {path.rpartition(".")[2]: path for path in short}
-    hint = nearest(key, short) or nearest(key, list(leaves)) or f"; known keys: {', '.join(short)}"
-    if key in leaves:
-        hint = f"; did you mean {' or '.join(repr(path) for path in short if path.endswith(f'.{key}'))}?"
-    raise ConfigError(f"unknown setting {key!r}{hint}")
+    close = _closest(key, [path.removeprefix("team.") for path in settings])
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ";"
+    raise ConfigError(f"unknown setting {key!r}{hint} the scenario.toml of any run directory lists all settings")
+
+
+def _closest(key: str, paths: Sequence[str]) -> list[str]:
+    """Return up to two paths that end with ``key``, else the one most like it, else those that end with what is."""
+    leaves = [path.rpartition(".")[2] for path in paths]
+    if key not in leaves:
+        close = difflib.get_close_matches(key, paths, n=1, cutoff=0.5)
+        if close:
+            return close
+        key = next(iter(difflib.get_close_matches(key, leaves, n=1, cutoff=0.5)), key)
+    return [path for path, leaf in zip(paths, leaves, strict=True) if leaf == key][:2]
 
 
 def _parse(hint: object, text: str, path: str) -> object:

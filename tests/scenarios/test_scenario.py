@@ -136,6 +136,9 @@ def test_overrides_are_typed_by_their_setting() -> None:
     [
         ("sac.lerning_rate=1", "unknown setting 'sac.lerning_rate'; did you mean 'sac.learning_rate'?"),
         ("learning_rate=1", "did you mean 'sac.learning_rate' or 'world.learning_rate'?"),
+        ("lerning_rat=1", "did you mean 'sac.learning_rate'"),
+        ("gravty=1", "did you mean 'task.gravity'?"),
+        ("x=1", "unknown setting 'x'; the scenario.toml of any run directory lists all settings"),
         ("sac.learning_rate=fast", "team.sac.learning_rate is 'fast'; expected a number"),
         ("sac.learning_rate=nan", "team.sac.learning_rate is nan; expected a finite number"),
         ("sac.learning_rate=-inf", "team.sac.learning_rate is -inf; expected a finite number"),
@@ -163,6 +166,7 @@ def test_wrong_override_is_named_in_one_line(override: str, message: str) -> Non
     with pytest.raises(ConfigError) as caught:
         load_preset("smoke").with_overrides([override])
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 250
     assert "\n" not in str(caught.value)
 
 
