@@ -141,24 +141,27 @@ class ExportedPolicy:
             reset: (E,) or one bool: where an episode starts with this observation, state and reward do not count.
 
         Raises:
-            ConfigError: shapes that do not fit this policy, or an observation or reward that is not finite.
+            ConfigError: what is no numbers (``reset``: no bools), does not fit this policy in its shape, or is not
+                finite where it counts.
         """
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and that is refused below
-            seen = np.asarray(observation, np.float64).astype(np.float32)
+        seen, memory = _numbers("observations", observation), _numbers("a state", state)
         rows = np.atleast_2d(seen)
-        self._check(rows, state)
-        state = np.asarray(state, np.float32)
+        self._check(rows, memory)
         num_envs = len(rows)
+        starts = _for_each("reset", _bools("reset", reset), num_envs)
+        paid = _for_each("rewards", _numbers("rewards", reward), num_envs)
+        if not all(np.isfinite(values).all() for values in (rows, paid[~starts], memory[~starts])):
+            raise ConfigError(
+                "got an observation, reward or state that is not finite; reset that environment, and say so in reset"
+            )
         padded = -(-num_envs // BLOCK_SIZE) * BLOCK_SIZE
         given = PolicyInput(
-            reset=_padded(np.broadcast_to(np.asarray(reset, np.bool_), num_envs), padded),
+            reset=_padded(starts, padded),
             observation=_padded(rows, padded),
-            reward=_padded(np.broadcast_to(np.asarray(reward, np.float32), num_envs), padded),
-            state=_padded(state, padded),
+            reward=_padded(paid, padded),
+            state=_padded(memory, padded),
             noise=np.zeros((padded, self.card.action_size), np.float32),
         )
-        if not np.isfinite(given.observation).all() or not np.isfinite(given.reward).all():
-            raise ConfigError("got an observation or a reward that is not finite; reset that environment instead")
         action, following = self._policy.act(given)
         scaled = self._scaled(action[:num_envs])
         return (scaled[0] if seen.ndim == 1 else scaled), following[:num_envs]
@@ -196,9 +199,9 @@ class ExportedPolicy:
                 f"trained on {card.env_id}"
             )
         expected = (len(rows), card.state_size)
-        if np.shape(state) != expected:
+        if state.shape != expected:
             raise ConfigError(
-                f"got a state of shape {np.shape(state)} for {len(rows)} observations, expected {expected}: "
+                f"got a state of shape {state.shape} for {len(rows)} observations, expected {expected}: "
                 f"start with initial_state({len(rows)}) and pass on what step returned"
             )
 
@@ -231,6 +234,34 @@ def load_policy(path: str | Path) -> ExportedPolicy:
         return ExportedPolicy(load(data), card)
     except (SafetensorError, ConfigError) as error:
         raise CheckpointError(f"{weights_path} cannot be used: {error}") from error
+
+
+def _numbers(what: str, given: ArrayLike) -> Float32Array:
+    """Return an array of real numbers; what float32 cannot hold becomes infinite."""
+    try:
+        found = np.asarray(given)
+        if found.dtype.kind in "fiubO":
+            with np.errstate(over="ignore"):
+                return found.astype(np.float64).astype(np.float32)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"got {what} that cannot be taken for numbers: {error}") from error
+    raise ConfigError(f"got {what} of type {found.dtype}, expected numbers")
+
+
+def _bools(what: str, given: ArrayLike) -> NDArray[np.bool_]:
+    try:
+        found = np.asarray(given)
+    except ValueError as error:
+        raise ConfigError(f"got {what} that cannot be taken for an array: {error}") from error
+    if found.dtype.kind not in "biu":
+        raise ConfigError(f"got {what} of type {found.dtype}, expected bool")
+    return found.astype(np.bool_)
+
+
+def _for_each(what: str, values: NDArray[ScalarT], num_envs: int) -> NDArray[ScalarT]:
+    if values.shape not in ((), (num_envs,)):
+        raise ConfigError(f"got {what} of shape {values.shape}, expected ({num_envs},), or one value for all")
+    return np.broadcast_to(values, num_envs)
 
 
 def _padded(values: NDArray[ScalarT], length: int) -> NDArray[ScalarT]:

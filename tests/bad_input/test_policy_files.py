@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +125,45 @@ def test_what_another_environment_gives_is_refused(
         policy.step(observation, policy.initial_state(num_states), reward=reward)
     with pytest.raises(ConfigError, match="got 0 environments"):
         policy.initial_state(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("observation", [["a"] * 17] * 3, "got observations of type <U1, expected numbers"),
+        ("observation", [[0.0] * 17] * 2 + [[0.0]], "got observations that cannot be taken for numbers"),
+        ("observation", [[None] * 16 + ["a"]] * 3, "got observations that cannot be taken for numbers"),
+        ("reward", np.zeros(2), r"got rewards of shape \(2,\), expected \(3,\), or one value for all"),
+        ("reward", np.zeros((3, 1)), r"got rewards of shape \(3, 1\)"),
+        ("reward", "high", "got rewards of type <U4"),
+        ("reward", [0.0, np.nan, 0.0], "state that is not finite"),
+        ("reset", np.zeros(2, np.bool_), r"got reset of shape \(2,\), expected \(3,\), or one value for all"),
+        ("reset", "no", "got reset of type <U2, expected bool"),
+        ("reset", [[True], [True, False]], "got reset that cannot be taken for an array"),
+        ("state", np.full((3, 70), np.nan), "state that is not finite"),
+        ("state", np.full((3, 70), 1e300), "state that is not finite"),
+        ("state", [["a"] * 70] * 3, "got a state of type <U1, expected numbers"),
+        ("state", None, "got a state of shape"),
+    ],
+)
+def test_arguments_of_a_step_that_do_not_fit_are_refused_in_one_line(
+    policy_path: Path, name: str, value: object, message: str
+) -> None:
+    policy = agents.load_policy(policy_path)
+    given: dict[str, Any] = {"observation": np.zeros((3, 17)), "state": policy.initial_state(3), "reward": 0.0}
+    with pytest.raises(ConfigError, match=message) as refused:
+        policy.step(**{**given, name: value})
+    assert "\n" not in str(refused.value)
+
+
+def test_what_does_not_count_at_the_start_of_an_episode_may_be_anything(policy_path: Path) -> None:
+    policy = agents.load_policy(policy_path)
+    observation, state, reset = np.ones((3, 17)), policy.initial_state(3), np.array([False, True, False])
+    expected = policy.step(observation, state, reward=0.0, reset=reset)
+    state[1] = np.nan
+    found = policy.step(observation, state, reward=[0.0, np.inf, 0.0], reset=reset)
+    for mine, clean in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, clean)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
