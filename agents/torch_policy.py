@@ -23,7 +23,8 @@ from torch import Tensor
 
 from agents.acting_kernel import OBSERVATION_CLIP
 from agents.exported import ExportedPolicy
-from agents.learning.encoder import layer_loop, visible_part
+from agents.learning.encoder import step as encoder_step
+from agents.learning.encoder import visible_part
 from swarm.checkpoint import write_durably
 from swarm.errors import ConfigError
 
@@ -40,7 +41,7 @@ Step = Callable[[Float32Array, Float32Array, NDArray[np.bool_], Float32Array], t
 class TorchPolicy(torch.nn.Module):
     """``forward`` is the step of an `ExportedPolicy`, equal to it within rounding; weights are buffers.
 
-    The encoder is one step of `agents.learning.encoder.layer_loop`.
+    The encoder is `agents.learning.encoder.step`.
     """
 
     def __init__(self, policy: ExportedPolicy) -> None:
@@ -86,8 +87,7 @@ class TorchPolicy(torch.nn.Module):
         known = torch.where(keep, state, torch.zeros_like(state))
         paid = torch.clamp(reward[:, None] * self.norm_reward_factor, -clip, clip)
         inputs = torch.cat([visible, known[:, split:], torch.where(keep, paid, torch.zeros_like(paid))], dim=1)
-        features, states = layer_loop(w, inputs[None], keep[None, :, 0], known[:, :split])
-        return visible, features[0], states[0]
+        return visible, *encoder_step(w, inputs, keep[:, 0], known[:, :split])
 
 
 def export_pt2(policy: ExportedPolicy, path: Path) -> float:

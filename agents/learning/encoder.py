@@ -32,25 +32,26 @@ class Kind(NamedTuple):
     Attributes:
         own: an array that only layers of this kind have.
         layer: (parameters, inputs (T, E, I), keep (T, E), state (E, S)) → features (T, E, D), states (T, E, S).
-        loop: the same in plain PyTorch, for any device and for tracing.
+        step: (parameters, inputs (E, I), keep (E,), state (E, S)) → features (E, D), state (E, S): one step of it in
+            plain PyTorch, for any device and for tracing.
     """
 
     own: str
     shapes: Callable[[int, int, int], Shapes]
     init: Callable[[Parameters, torch.Generator], None]
     layer: Callable[[Parameters, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    loop: Callable[[Parameters, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    step: Callable[[Parameters, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     state_size: Callable[[int, int, int], int]
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "ssm": Kind("nu", ssm.shapes, ssm.init, ssm.layer, ssm.layer_loop, ssm.state_size),
+    "ssm": Kind("nu", ssm.shapes, ssm.init, ssm.layer, ssm.step, ssm.state_size),
     "mlp": Kind(
         "hidden_w",
         mlp_encoder.shapes,
         mlp_encoder.init,
         mlp_encoder.layer,
-        mlp_encoder.layer,
+        mlp_encoder.step,
         mlp_encoder.state_size,
     ),
     "lstm": Kind(
@@ -58,7 +59,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         lstm_encoder.shapes,
         lstm_encoder.init,
         lstm_encoder.layer,
-        lstm_encoder.layer,
+        lstm_encoder.step,
         lstm_encoder.state_size,
     ),
 }
@@ -121,9 +122,9 @@ def layer(w: Parameters, inputs_TEI: Tensor, keep_TE: Tensor, state_ES: Tensor) 
     return _kind_of(w).layer(w, inputs_TEI, keep_TE, state_ES)
 
 
-def layer_loop(w: Parameters, inputs_TEI: Tensor, keep_TE: Tensor, state_ES: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `layer` returns, by plain PyTorch operations only."""
-    return _kind_of(w).loop(w, inputs_TEI, keep_TE, state_ES)
+def step(w: Parameters, inputs_EI: Tensor, keep_E: Tensor, state_ES: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features (E, D) and states (E, S) after one step of `layer`, by plain PyTorch operations only."""
+    return _kind_of(w).step(w, inputs_EI, keep_E, state_ES)
 
 
 def _kind_of(w: Parameters) -> Kind:

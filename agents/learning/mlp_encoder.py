@@ -52,6 +52,12 @@ def layer(w: Parameters, inputs_TEI: Tensor, keep_TE: Tensor, state_ES: Tensor) 
     return readout(w, hidden, inputs_TEI), state_ES.expand(*keep_TE.shape, 0)
 
 
+def step(w: Parameters, inputs_EI: Tensor, keep_E: Tensor, state_ES: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features (E, D) and the next state (E, S): `layer` for one step."""
+    features, states = layer(w, inputs_EI[None], keep_E[None], state_ES)
+    return features[0], states[0]
+
+
 def state_size(inputs: int, states: int, features: int) -> int:
     """Return 0."""
     return 0

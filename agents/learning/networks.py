@@ -12,7 +12,6 @@ part, then ReLU) as in DroQ, Hiraoka et al. 2022, arXiv:2110.02034.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,6 @@ from agents.learning.parameters import ParameterLayout, uniform_
 LOG_STD_MIN = -10.0
 LOG_STD_MAX = 2.0
 NORM_EPSILON = 1e-5
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,16 +111,6 @@ def actor_output(sizes: NetworkSizes, actor: Tensor, inputs_BX: Tensor) -> tuple
     out = torch.addmm(w["b3"], hidden, w["w3"])
     mean, log_std = out[:, : sizes.actions], out[:, sizes.actions :]
     return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
-
-
-def squashed_log_prob(log_std: Tensor, pre_tanh: Tensor, noise: Tensor) -> Tensor:
-    """Log density (B,) of a = tanh(u), u = mean + std · noise. Source: arXiv:1812.05905, appendix C.
-
-    log(1 − tanh²u) is written as 2 (log 2 − u − softplus(−2u)), which cannot overflow.
-    """
-    gaussian = -0.5 * noise.square() - log_std - _HALF_LOG_2PI
-    correction = 2 * (math.log(2) - pre_tanh - torch.nn.functional.softplus(-2 * pre_tanh))
-    return (gaussian - correction).sum(-1)
 
 
 def critic_values(sizes: NetworkSizes, critics_KP: Tensor, state_action_BI: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Running statistics of observations, rewards and observation changes, merged block by block in a fixed order.
+"""Statistics of observations, rewards and changes of observation, of all given rows at once.
 
 Letters: R rows, O observation.
 """
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from swarm.errors import ConfigError
 
 Float64Array = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
@@ -36,34 +34,6 @@ class Normalizer:
         """O."""
         return (len(self.mean) - 1) // 2
 
-    def merge(self, observation: Float32Array, reward: Float32Array, next_observation: Float32Array) -> Normalizer:
-        """Return the statistics with more rows (…, O), (…), (…, O) added.
-
-        Source: Chan, Golub & LeVeque 1983, pairwise update of mean and variance.
-
-        Raises:
-            ConfigError: observations of another width.
-        """
-        size = self.observation_size
-        if observation.shape[-1] != size:
-            raise ConfigError(f"got observations of width {observation.shape[-1]}, expected {size}")
-        before = observation.reshape(-1, size).astype(np.float64)
-        after = next_observation.reshape(-1, size).astype(np.float64)
-        rows = np.concatenate([before, reward.reshape(-1, 1).astype(np.float64), after - before], axis=1)
-        if len(rows) == 0:
-            return self
-        mean = rows.mean(axis=0)
-        # A constant column must keep a variance of exactly zero, whatever rounding did to its mean.
-        mean = np.where((rows == rows[0]).all(axis=0), rows[0], mean)
-        m2 = np.square(rows - mean).sum(axis=0)
-        total = self.count + len(rows)
-        delta = mean - self.mean
-        return Normalizer(
-            count=total,
-            mean=self.mean + delta * (len(rows) / total),
-            m2=self.m2 + m2 + np.square(delta) * (self.count * len(rows) / total),
-        )
-
     def scales(self) -> Scales:
         """Return float32 shifts and factors; columns that never varied get the factor 0 and so drop out."""
         size = self.observation_size
@@ -79,16 +49,6 @@ class Normalizer:
             change_mean=mean[size + 1 :],
             change_factor=factor[size + 1 :],
         )
-
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Arrays for a checkpoint; `from_arrays` gives the same statistics back, to the last bit."""
-        return {"count": np.array([self.count], np.int64), "mean": self.mean, "m2": self.m2}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> Normalizer:
-        """Rebuild from `to_arrays`."""
-        mean, m2 = (np.array(arrays[name], np.float64) for name in ("mean", "m2"))
-        return cls(count=int(arrays["count"][0]), mean=mean, m2=m2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,5 +69,14 @@ def empty_normalizer(observation_size: int) -> Normalizer:
 
 
 def normalizer_from_rows(observation: Float32Array, reward: Float32Array, next_observation: Float32Array) -> Normalizer:
-    """Return the statistics of all rows (…, O), (…), (…, O) at once."""
-    return empty_normalizer(observation.shape[-1]).merge(observation, reward, next_observation)
+    """Return the statistics of the rows (…, O), (…), (…, O)."""
+    size = observation.shape[-1]
+    before = observation.reshape(-1, size).astype(np.float64)
+    after = next_observation.reshape(-1, size).astype(np.float64)
+    rows = np.concatenate([before, reward.reshape(-1, 1).astype(np.float64), after - before], axis=1)
+    if len(rows) == 0:
+        return empty_normalizer(size)
+    mean = rows.mean(axis=0)
+    # A constant column must keep a variance of exactly zero, whatever rounding did to its mean.
+    mean = np.where((rows == rows[0]).all(axis=0), rows[0], mean)
+    return Normalizer(count=len(rows), mean=mean, m2=np.square(rows - mean).sum(axis=0))

@@ -126,20 +126,6 @@ def sample_windows(
     return cut_windows(columns, states, starts[rng.integers(0, len(starts), size=num_windows)], length)
 
 
-def sample_task_windows(
-    columns: Columns, states: Tensor | None, rng: np.random.Generator, num_tasks: int, length: int
-) -> tuple[Windows, Windows]:
-    """Draw support and query windows, one pair for each of ``num_tasks`` tasks.
-
-    A task is an environment during one stretch: the query window follows its support window directly, so both were
-    collected under the same dynamics wherever a stretch is at least ``2 · length`` steps long.
-
-    Raises:
-        ConfigError: fewer rows than two windows.
-    """
-    return split_windows(sample_windows(columns, states, rng, num_tasks, 2 * length), length)
-
-
 def split_windows(windows: Windows, at: int) -> tuple[Windows, Windows]:
     """Return the first ``at`` steps and the rest of each window, as windows of their own."""
     first = Windows(**{f.name: getattr(windows, f.name)[:at] for f in fields(Windows)})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.config import SacConfig
-from agents.learning.networks import actor_output, critic_values, squashed_log_prob
+from agents.learning.networks import actor_output, critic_values
 from agents.learning.replay import Replay
 from agents.learning.sac import MemberState, Scalars
 from agents.learning.updates import CLAMP_PERIOD, GUIDE_PERIOD, GUIDE_RATIO, GUIDE_TOLERANCE
@@ -20,6 +20,16 @@ def adam(value: Tensor, gradient: Tensor, m: Tensor, v: Tensor, steps: int, rate
     m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
     scale = torch.sqrt(v / (1 - 0.999**steps)) + 1e-8
     return value - rate * (m / (1 - 0.9**steps)) / scale, m, v
+
+
+def squashed_log_prob(log_std: Tensor, pre_tanh: Tensor, noise: Tensor) -> Tensor:
+    """Log density (B,) of a = tanh(u), u = mean + std · noise. Source: arXiv:1812.05905, appendix C.
+
+    log(1 − tanh²u) is written as 2 (log 2 − u − softplus(−2u)), which cannot overflow.
+    """
+    gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    correction = 2 * (math.log(2) - pre_tanh - torch.nn.functional.softplus(-2 * pre_tanh))
+    return (gaussian - correction).sum(-1)
 
 
 class Reference:

@@ -15,7 +15,7 @@ from agents.learning.encoder import (
     encode_stream,
     init_encoder,
     layer,
-    layer_loop,
+    step,
 )
 from agents.learning.normalizer import Scales
 from agents.learning.windows import sample_windows
@@ -68,17 +68,16 @@ def test_gradients_equal_finite_differences(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_single_steps_of_the_plain_form_equal_the_whole(kind: str) -> None:
+def test_single_steps_equal_the_whole(kind: str) -> None:
     sizes, flat, inputs, keep, state = problem(kind, 7)
     w = sizes.layout.views(flat)
     features, states = layer(w, inputs, keep, state)
     assert features.shape == (7, 3, 6)
     assert states.shape == (7, 3, sizes.state)
     for t in range(7):
-        one, now = layer_loop(w, inputs[t : t + 1], keep[t : t + 1], state)
-        torch.testing.assert_close(one[0], features[t], rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(now[0], states[t], rtol=1e-12, atol=1e-12)
-        state = now[0]
+        one, state = step(w, inputs[t], keep[t], state)
+        torch.testing.assert_close(one, features[t], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(state, states[t], rtol=1e-12, atol=1e-12)
 
 
 def test_the_lstm_is_that_of_torch() -> None:

@@ -14,7 +14,7 @@ from agents.learning.encoder import (
     normalize_reward,
 )
 from agents.learning.normalizer import Scales
-from agents.learning.windows import cut_windows, sample_task_windows, sample_windows, split_windows, window_starts
+from agents.learning.windows import cut_windows, sample_windows, split_windows, window_starts
 from swarm.errors import ConfigError
 
 
@@ -54,7 +54,7 @@ def test_encoding_a_window_from_its_stored_state_equals_the_stream(columns: Colu
 
 
 def test_a_query_window_follows_its_support_window(columns: Columns) -> None:
-    support, query = sample_task_windows(columns, None, np.random.default_rng(0), 6, 7)
+    support, query = split_windows(sample_windows(columns, None, np.random.default_rng(0), 6, 14), 7)
     together = torch.cat([support.observation, query.observation])
     for w in range(6):
         where = (columns.observation == together[0, w]).all(-1).nonzero()[0]

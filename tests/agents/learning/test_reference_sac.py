@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.learning.networks import squashed_log_prob
+from tests.agents.learning.reference_sac import squashed_log_prob
 
 
 def random_tensor(*shape: int, seed: int = 0) -> Tensor:
