@@ -389,7 +389,8 @@ def seed_generator(seed: int | Sequence[int]) -> np.random.Generator:
 
 def check_action(action: NDArray[Any], wanted: tuple[int, ...]) -> None:
     """Raise ``ActionError`` unless actions have the ``wanted`` shape (E, …) and are finite."""
-    action_arrays.check_shape(action, wanted)
+    if action.shape != wanted:
+        action_arrays.check_shape(action, wanted)
     if action.dtype.kind == "f" and not are_finite(action):
         place = action_arrays.first(~np.isfinite(action))
         raise ActionError(f"{action_arrays.name(place)} is {action[place]}; {action_arrays.NOTHING}")
