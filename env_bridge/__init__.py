@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -53,4 +54,12 @@ def __getattr__(name: str) -> object:
     """Import an exported name when it is first used (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"env_bridge.{_HOME[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"env_bridge.{_HOME[name]}"), name)
+    except AttributeError as error:  # such as of a missing GL library; Python would only say that there is no such name
+        raise ImportError(f"cannot import {name!r} from {__name__!r}: {error}{_gl_hint()}") from error
+
+
+def _gl_hint() -> str:
+    backend = os.environ.get("MUJOCO_GL")
+    return f" (MUJOCO_GL={backend}: install its library, or unset it)" if backend else ""

@@ -1,7 +1,7 @@
 """Films of recorded positions: `render_video` and `contact_sheet`, which draw in a child process.
 
 Drawing happens in a child (``python -m env_bridge.render``), because a broken GL driver ends its process. Without a
-screen, MuJoCo draws in software through OSMesa (Debian package ``libosmesa6``).
+screen, MuJoCo draws through EGL, or else in software through OSMesa (Debian package ``libosmesa6``).
 
 Letters: T steps, E environments, Q generalised positions.
 """
@@ -9,6 +9,7 @@ Letters: T steps, E environments, Q generalised positions.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -25,20 +27,49 @@ from env_bridge.clips import ADVICE, CLIPS, FORMS, MAX_CLIPS, Clip, VideoOptions
 from swarm.errors import ConfigError
 from swarm.lifeline import die_with_parent
 
+HEADLESS: Final = ("egl", "osmesa")
+"""What may draw where there is neither a screen nor a choice, in the order in which they are tried."""
+
 
 def check_rendering() -> str | None:
-    """``None`` where a frame can be drawn, else one line that says what to do. Starts a child process."""
+    """``None`` where a frame can be drawn, else one line that says what to do. Starts a child process, or two."""
+    try:
+        find_backend()
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def find_backend() -> str | None:
+    """What draws here, as a value of ``MUJOCO_GL``; ``None``: MuJoCo's own choice, for a screen.
+
+    Each is tried by drawing a frame in a child process; what has drawn once is not tried again.
+
+    Raises:
+        ConfigError: no frame can be drawn; one line that says what to do.
+    """
+    chosen, screen = os.environ.get("MUJOCO_GL"), os.environ.get("DISPLAY")
+    for backend in (chosen,) if chosen is not None or screen else HEADLESS:
+        try:
+            _try_frame(backend, screen)
+            return backend
+        except ConfigError as error:
+            failure = error
+    raise failure
+
+
+@functools.cache
+def _try_frame(backend: str | None, screen: str | None) -> None:
+    """Draw a frame in a child process. Raises ``ConfigError``, which is not kept: what is missing may be installed."""
     command = [sys.executable, "-m", "env_bridge.render", "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
-    return None if done.returncode == 0 else _failure(done.returncode, done.stderr)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment(backend))
+    if done.returncode != 0:
+        raise ConfigError(_failure(done.returncode, done.stderr, backend))
 
 
-def child_environment() -> dict[str, str]:
-    """This process's environment, with software rendering where there is neither a choice nor a screen."""
-    environment = dict(os.environ)
-    if "MUJOCO_GL" not in environment and not environment.get("DISPLAY"):
-        environment["MUJOCO_GL"] = "osmesa"
-    return environment
+def _environment(backend: str | None) -> dict[str, str]:
+    """A child's environment."""
+    return dict(os.environ) | ({} if backend is None else {"MUJOCO_GL": backend})
 
 
 def render_video(
@@ -129,8 +160,11 @@ def _to_arguments(options: VideoOptions) -> list[str]:
 
 def _run(command: list[str], on_frame: Callable[[int, int], None] | None) -> None:
     """Run the child to its end, passing on its lines ``frame i n``; end it if the caller is interrupted."""
+    backend = os.environ.get("MUJOCO_GL")
+    if backend is None:
+        backend = find_backend()
     with tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=child_environment())
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment(backend))
         with child:
             try:
                 assert child.stdout is not None
@@ -143,18 +177,18 @@ def _run(command: list[str], on_frame: Callable[[int, int], None] | None) -> Non
                 raise
         if child.returncode != 0:
             errors.seek(0)
-            raise ConfigError(_failure(child.returncode, errors.read()))
+            raise ConfigError(_failure(child.returncode, errors.read(), backend))
 
 
-def _failure(code: int, text: str) -> str:
+def _failure(code: int, text: str, backend: str | None) -> str:
     """One line for a child that ended with ``code``; only what it says itself (exit code 2) is passed on."""
     lines = [line.removeprefix("error: ") for line in text.splitlines() if line.startswith("error: ")]
     if code == 2 and lines:
         return lines[-1]
     how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
     last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no message")
-    backend = child_environment().get("MUJOCO_GL", "(unset)")
-    return f"rendering with MUJOCO_GL={backend} ended {how} ({last[:200]}); if that is its GL library: {ADVICE}"
+    what = f"rendering with MUJOCO_GL={backend or '(unset)'}"
+    return f"{what} ended {how} ({last[:200]}); if that is its GL library: {ADVICE}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,6 +25,9 @@ from typing import Final
 import structlog
 import zmq
 
+if __name__ == "__main__":  # nothing is drawn here: a GL library that is missing must not keep MuJoCo from loading
+    os.environ["MUJOCO_GL"] = "disable"
+
 from env_bridge.models import route_warnings_to_log
 from env_bridge.rollout import RolloutCancelled
 from env_bridge.service import Service, error_kind

@@ -59,9 +59,12 @@ class WorkerProcess:
         memory: descriptor of shared memory, which the child gets too.
         patience_s: how long a step may take.
         cpu: the processor to stay on; ``None``: any.
+        may_draw: whether MuJoCo loads GL there, for an environment's class that observes pictures.
     """
 
-    def __init__(self, memory: int, *, patience_s: float = PATIENCE_S, cpu: int | None = None) -> None:
+    def __init__(
+        self, memory: int, *, patience_s: float = PATIENCE_S, cpu: int | None = None, may_draw: bool = False
+    ) -> None:
         self._numbers = itertools.count(1)
         self._connection, theirs = socket.socketpair()
         self._patience_s = patience_s
@@ -79,7 +82,7 @@ class WorkerProcess:
                 command,
                 pass_fds=(theirs.fileno(), memory),
                 stdin=subprocess.DEVNULL,
-                env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
+                env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | ({} if may_draw else {"MUJOCO_GL": "disable"}),
             )
 
     @property

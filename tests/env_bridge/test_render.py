@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from env_bridge import Clip, VideoOptions, check_rendering, contact_sheet, render_video
+from env_bridge import Clip, VideoOptions, check_rendering, contact_sheet, render, render_video
 from env_bridge.drawing import check_positions, choose_steps, load_clips
 from env_bridge.models import ASSETS
-from env_bridge.render import main
+from env_bridge.render import find_backend, main
 from env_bridge.rollout import run_rollout
 from swarm.environment import RolloutRequest, TaskParameters
 from swarm.errors import ConfigError
@@ -230,3 +230,16 @@ def test_sizes_that_no_encoder_takes_are_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             replace(VideoOptions(), **wrong).check()  # type: ignore[arg-type]
+
+
+@needs_gl
+def test_what_draws_without_a_screen_is_found_by_trying(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    working = find_backend() or render.HEADLESS[-1]
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setattr(render, "HEADLESS", ("no-such-backend", working))
+    assert find_backend() == working
+    assert check_rendering() is None
+    contact_sheet(ant(1), tmp_path / "ant.png", options=SMALL)
+    monkeypatch.setattr(render, "HEADLESS", ("no-such-backend", "neither"))
+    assert "MUJOCO_GL=neither" in str(check_rendering())
