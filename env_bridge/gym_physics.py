@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from env_bridge.dynamics import ModelPool
 from env_bridge.infos import Columns, Told
+from env_bridge.models import make_environments
 from env_bridge.physics import Outcome, check_state
 from env_bridge.robots.anatomy import Floats
 from env_bridge.stepping import FIRST_WARNING, LAST_WARNING, STATE
@@ -28,8 +29,9 @@ DERIVED: Final = (
     "xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "subtree_com",
     "cinert", "cvel", "cacc", "cfrc_int", "cfrc_ext", "qacc", "qfrc_actuator", "qfrc_bias", "qfrc_constraint",
     "actuator_force", "actuator_length", "actuator_velocity", "ten_length", "ten_velocity", "sensordata",
+    "cam_xpos", "cam_xmat", "light_xpos", "light_xdir",
 )  # fmt: skip
-"""Arrays of ``MjData`` that observations and rewards read, and that lag the state by one physics step."""
+"""Arrays of ``MjData`` that observations, rewards and pictures are made of; they lag the state by one physics step."""
 
 
 class Threads:
@@ -65,7 +67,7 @@ class Threads:
 
 
 class GymSimulation:
-    """N environments made by ``gymnasium.make``, without its time limit; spaces of arrays only.
+    """N environments made by ``gymnasium.make``, without its time limit; spaces of arrays only. Reset them first.
 
     MuJoCo's can be saved, restored and given other dynamics (not another reward). What a class keeps in Python besides
     MuJoCo's state is not saved; none of Gymnasium's own keeps any that a step depends on. Other classes can be saved
@@ -73,9 +75,9 @@ class GymSimulation:
     """
 
     def __init__(self, env_id: str, num_envs: int, workers: int, options: Mapping[str, Any]) -> None:
-        self._envs: list[gymnasium.Env[Any, Any]] = [
-            gymnasium.make(env_id, disable_env_checker=True, max_episode_steps=-1, **options) for _ in range(num_envs)
-        ]
+        self._envs = make_environments(env_id, num_envs, options)
+        self._is_started = [False] * num_envs
+        self.metadata: Mapping[str, Any] = self._envs[0].metadata
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
         for space in (self.observation_space, self.action_space):
@@ -107,8 +109,6 @@ class GymSimulation:
         self._diverged = np.zeros(num_envs, dtype=np.bool_)
         self._warnings = [env.data.warning.number[FIRST_WARNING : LAST_WARNING + 1] for env in self._mujoco]
         self._told: list[dict[str, Any]] = [{} for _ in range(num_envs)]
-        for index in range(num_envs):  # Gymnasium refuses to step what was never reset, even after set_state
-            self.reset(index, np.random.default_rng(index))
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """Change dynamics. Raises ``ConfigError`` for a goal, or where it is not MuJoCo."""
@@ -124,13 +124,35 @@ class GymSimulation:
         for env, model in zip(self._mujoco, self._pool.assign(tasks), strict=True):
             env.model = model
 
-    def reset(self, index: int, generator: np.random.Generator, options: Mapping[str, Any] | None = None) -> None:
-        """Reset through the class, with ``generator`` as its ``np_random``."""
+    def reset(
+        self,
+        index: int,
+        generator: np.random.Generator,
+        options: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> np.random.Generator:
+        """Reset through the class, which makes its generators of ``seed``, or goes on with ``generator``."""
         env = self._envs[index]
-        env.unwrapped.np_random = generator
-        self._observation[index], info = env.reset(options=None if options is None else dict(options))
+        if env.unwrapped.np_random is not generator:
+            env.unwrapped.np_random = generator
+        given = None if options is None else dict(options)
+        self._observation[index], info = env.reset(seed=seed, options=given)
+        self._is_started[index] = True
         self._distance[index] = info.get("x_position", 0.0)
         self._told[index] = info
+        return env.unwrapped.np_random
+
+    def _start_all(self) -> None:
+        """Reset what never was: Gymnasium refuses to step that, and a class may have no state yet."""
+        for index, env in enumerate(self._envs):
+            if not self._is_started[index]:
+                env.reset()
+                self._is_started[index] = True
+
+    @property
+    def members(self) -> Sequence[gymnasium.Env[Any, Any]]:
+        """The environments themselves."""
+        return self._envs
 
     def use_generators(self, generators: Sequence[np.random.Generator]) -> None:
         """Make them the classes' own."""
@@ -212,6 +234,7 @@ class GymSimulation:
 
     def set_state(self, state: Mapping[str, Floats]) -> None:
         """Return to an earlier ``get_state``."""
+        self._start_all()
         if self.model is None and self._saveable:
             self._set_own_state(state)
             return
@@ -228,6 +251,7 @@ class GymSimulation:
     def _own_state(self) -> dict[str, Floats]:
         if not self._saveable:
             return {}
+        self._start_all()
         physics = np.stack([env.get_state() for env in self._saveable])
         return {
             "physics": physics,

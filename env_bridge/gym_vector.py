@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from env_bridge import action_arrays, arguments, vector_env
 from env_bridge.autoreset import Batch, assemble
+from env_bridge.generators import unpack_generator
+from env_bridge.gym_attributes import UNKNOWN_SEED, class_metadata, effective_spec
 from env_bridge.lanes import PENDING, LaneOptions
 from env_bridge.physics import RobotSimulation
 from env_bridge.tasks import check_task
-from env_bridge.vector_env import import_id
 from env_bridge.viewer import Viewer, check_mode
 from env_bridge.worker_lanes import make_lanes
 from env_bridge.worker_process import PATIENCE_S
@@ -79,6 +80,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             num_envs=num_envs,
             mode=arguments.autoreset_mode(autoreset_mode),
             options=options,
+            is_drawn=self.render_mode is not None,
             max_episode_steps=vector_env.check_time_limit(max_episode_steps),
         )
         specimen = given.make(1)
@@ -96,6 +98,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._viewer: Viewer | None = None
         self._pending = np.zeros(num_envs, dtype=np.bool_)
         self._unstarted = np.ones(num_envs, dtype=np.bool_)
+        self._seeds = [UNKNOWN_SEED] * num_envs
         self.num_diverged = 0
         if tasks is not None:
             try:
@@ -105,20 +108,22 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
                 raise
 
     def _describe(self, specimen: vector_env.VectorEnv) -> None:
-        """Set Gymnasium's attributes, and learn the keys of infos from an environment that is stepped once."""
+        """Set Gymnasium's attributes, and learn the keys of a robot's infos from one that is stepped once."""
         simulation = specimen.simulation
         self.num_envs = self._given.num_envs
-        self.spec = gymnasium.registry[import_id(self._given.env_id)]
-        self.metadata = {"autoreset_mode": self._given.mode}
+        self._is_robot = isinstance(simulation, RobotSimulation)
+        self.spec = effective_spec(self._given, specimen.max_episode_steps, self.render_mode)
+        self.metadata = dict(class_metadata(specimen)) | {"autoreset_mode": self._given.mode}
         self.single_observation_space = simulation.observation_space
         self.single_action_space = simulation.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._action_shape = (self.num_envs, *(self.single_action_space.shape or ()))
         self._action_dtype = self.single_action_space.dtype
-        specimen.reset()
-        self._reset_keys = tuple(specimen.reset_info())
-        if isinstance(simulation, RobotSimulation):  # others tell theirs one by one, and may refuse zeros
+        self._reset_keys: tuple[str, ...] = ()
+        if self._is_robot:  # others tell theirs one by one, and may refuse zeros
+            specimen.reset()
+            self._reset_keys = tuple(specimen.reset_info())
             simulation.send(np.zeros((1, *self._action_shape[1:]), self._action_dtype), np.arange(1))
             simulation.wait()
         self._step_keys = tuple(simulation.step_columns())
@@ -141,6 +146,72 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         """The processes that step, this one left out."""
         return tuple(self._lanes.pids())
 
+    # --- attributes of the environments -------------------------------------------------------------------------------
+
+    @property  # type: ignore[misc]  # as in SyncVectorEnv, nobody sets them
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """Copies of the environments' generators as they are: what is drawn from them changes nothing."""
+        self._check_at_rest("np_random")
+        return tuple(unpack_generator(words) for words in self._lanes.get_state()["generator"])
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Seed of each environment's generator; -1 where it is not known, such as after `set_state`."""
+        return tuple(self._seeds)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """One value for each environment: spaces, spec, metadata, and what objects of a class of its own have.
+
+        Raises:
+            AttributeError: a robot, which has no object for each environment, or they are in workers.
+        """
+        common = {"action_space": self.single_action_space, "observation_space": self.single_observation_space}
+        common |= {name: getattr(self, name) for name in ("metadata", "render_mode", "spec")}
+        if name in common:
+            return (common[name],) * self.num_envs
+        if name in ("np_random", "np_random_seed"):
+            return tuple(getattr(self, name))
+        return self.call(name)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:  # noqa: ANN401 - as Gymnasium's
+        """Call a method of each environment's object, or read an attribute. Raises as `get_attr`."""
+        found = [env.get_wrapper_attr(name) for env in self._members(name)]
+        return tuple(each(*args, **kwargs) if callable(each) else each for each in found)
+
+    def set_attr(self, name: str, values: Any) -> None:  # noqa: ANN401 - as Gymnasium's
+        """Set an attribute of each environment's object: a list or tuple of one value each, or the same for all.
+
+        Raises:
+            AttributeError: as `get_attr`.
+            ConfigError: not as many values as environments.
+        """
+        each = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
+        members = self._members(name)
+        if len(each) != len(members):
+            raise ConfigError(f"got {len(each)} values of {name!r} for {self.num_envs} environments")
+        for env, value in zip(members, each, strict=True):
+            env.set_wrapper_attr(name, value)
+
+    def _members(self, name: str) -> Sequence[gymnasium.Env[Any, Any]]:
+        self._check_at_rest(name)
+        members = self._lanes.members()
+        if not members:
+            where = (
+                "are rows of arrays, not objects: use set_tasks, get_state, set_state or options of the constructor"
+                if self._is_robot
+                else "are in worker processes: make them with workers=0"
+            )
+            raise AttributeError(f"cannot reach {name!r}: environments of {self._given.env_id} {where}")
+        return members
+
+    def _check_at_rest(self, name: str) -> None:
+        if self.closed:
+            raise gymnasium.error.ClosedEnvironmentError("this vector environment is closed; make a new one")
+        if self._is_stepping:
+            raise gymnasium.error.AlreadyPendingCallError(
+                f"{name!r} while a step is under way: call step_wait first", "step"
+            )
+
     # --- Gymnasium's interface ----------------------------------------------------------------------------------------
 
     def reset(
@@ -158,12 +229,15 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._finish_step()
         rest = arguments.reset_options(options)
         mask = arguments.reset_mask(rest.pop("reset_mask", None), self.num_envs)
-        seeds = arguments.seeds(seed, self._unstarted)
+        seeds = arguments.seeds(seed, self._unstarted & self._is_robot)
         tasks = rest.pop("tasks", None)
         if tasks is not None:
             self.set_tasks(tasks)
         was_torn, self._is_torn = self._is_torn, True  # until all are reset
         started = self._lanes.reset(seeds, mask, rest or None)
+        for row in np.flatnonzero(mask).tolist():
+            given = seeds[row]
+            self._seeds[row] = self._seeds[row] if given is None else given
         self._pending = self._pending & ~mask
         self._unstarted = self._unstarted & ~mask
         self._is_torn = was_torn and not mask.all()
@@ -272,6 +346,9 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             infos["diverged"], infos["_diverged"] = batch.diverged, batch.diverged.copy()
         if batch.lost is not None:
             infos["lost"] = infos["_lost"] = batch.lost
+            if not self._is_robot:  # a new worker has new generators
+                for row in np.flatnonzero(batch.lost).tolist():
+                    self._seeds[row] = UNKNOWN_SEED
         return infos
 
     def _infos_of_same_step(self, batch: Batch) -> dict[str, Any]:
@@ -307,10 +384,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             raise ConfigError("nothing to draw with: make this vector environment with render_mode='rgb_array'")
         if self._viewer is None:
             self._viewer = Viewer(self._given.env_id, self.render_mode, self._given.options)
-        state = self._lanes.get_state()
-        nq, nv = self._viewer.sizes
-        physics = np.asarray(state["physics"], dtype=np.float64)
-        return self._viewer.draw(physics[:, 1 : 1 + nq], physics[:, 1 + nq : 1 + nq + nv])
+        return self._viewer.draw(self._lanes.get_state(), self._lanes.before())
 
     def close_extras(self, **kwargs: object) -> None:
         """Release workers, threads and memory (called once by ``close``)."""
@@ -370,6 +444,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             raise
         self._pending = np.array(state[PENDING], dtype=np.bool_)
         self._unstarted[:] = False
+        self._seeds = [UNKNOWN_SEED] * self.num_envs
         self._is_torn = False
 
 

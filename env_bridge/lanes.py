@@ -9,13 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from env_bridge.autoreset import AutoresetEnv, Batch, Mask
 from env_bridge.crew import Crew
+from env_bridge.gym_physics import GymSimulation
 from env_bridge.infos import Columns, Told
+from env_bridge.physics import RobotSimulation
 from env_bridge.shared_arrays import ArraySpec
 from env_bridge.vector_env import VectorEnv, import_id, take
 from swarm.environment import TaskParameters
@@ -32,6 +35,7 @@ class LaneOptions:
     Attributes:
         options: constructor options of the environment's class.
         max_episode_steps: overrides the environment's own limit.
+        is_drawn: states before each step are kept, where they are at hand.
     """
 
     env_id: str
@@ -39,6 +43,7 @@ class LaneOptions:
     mode: AutoresetMode
     options: Mapping[str, Json]
     max_episode_steps: int | None
+    is_drawn: bool = False
 
     def make(self, num_envs: int | None = None, *, crew: Crew | None = None) -> VectorEnv:
         """Build the environments, or another number of them. Raises ``ConfigError``."""
@@ -113,6 +118,14 @@ class Lanes(Protocol):
         """Of the workers."""
         ...
 
+    def before(self) -> NDArray[np.float64] | None:
+        """Integration states (E, S) of robots before the last step; ``None``: not known."""
+        ...
+
+    def members(self) -> Sequence[gymnasium.Env[Any, Any]]:
+        """Objects of the environments' class in this process; none for robots, and where workers have them."""
+        ...
+
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """Give each environment its task. Raises ``ConfigError`` where one does not fit."""
         ...
@@ -136,6 +149,10 @@ class LocalLanes:
     def __init__(self, given: LaneOptions, env: VectorEnv, crew: Crew | None = None) -> None:
         self._env = AutoresetEnv(env, given.mode)
         self._crew = crew
+        self._is_drawn = given.is_drawn and isinstance(env.simulation, RobotSimulation)
+        self._before: NDArray[np.float64] | None = None
+        if isinstance(env.simulation, GymSimulation):  # a class that is given no seed at first is told none
+            env.generators = [np.random.Generator(np.random.PCG64()) for _ in env.generators]
 
     @property
     def num_replaced(self) -> int:
@@ -153,6 +170,8 @@ class LocalLanes:
 
     def send(self, action: NDArray[Any]) -> None:
         """See `Lanes`."""
+        if self._is_drawn:
+            self._before = self._env.env.simulation.get_state()["physics"]
         self._env.send(action)
 
     def settle(self) -> None:
@@ -179,6 +198,15 @@ class LocalLanes:
     def pids(self) -> Sequence[int]:
         """See `Lanes`."""
         return () if self._crew is None else self._crew.pids()
+
+    def before(self) -> NDArray[np.float64] | None:
+        """See `Lanes`."""
+        return self._before
+
+    def members(self) -> Sequence[gymnasium.Env[Any, Any]]:
+        """See `Lanes`."""
+        simulation = self._env.env.simulation
+        return simulation.members if isinstance(simulation, GymSimulation) else ()
 
     def expect_reset(self) -> None:
         """Have the next step reset every environment."""

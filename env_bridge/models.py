@@ -7,20 +7,24 @@ never touch this process. Its sizes are checked here again before anything is al
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import gymnasium
 import mujoco
 import numpy as np
 import structlog
-from gymnasium.envs.mujoco import mujoco_env
+from gymnasium.envs.mujoco import MujocoEnv, mujoco_env
+from gymnasium.envs.registration import load_env_creator
 
 from env_bridge.compiling import MIB, ModelLimits, check_sizes
 from env_bridge.goals import make_goals
@@ -88,12 +92,15 @@ def check_model(robot: Robot, model: mujoco.MjModel) -> None:
     try:
         _live(robot, model)
     except (IndexError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split()).strip("\"'")
-        reason = reason if len(reason) <= MAX_TEXT else f"{reason[:MAX_TEXT]}…"
         raise ConfigError(
-            f"{what}: {reason}; expected the bodies and joints of Gymnasium's model of this robot "
+            f"{what}: {_shortened(error)}; expected the bodies and joints of Gymnasium's model of this robot "
             f"(this one has {model.nbody} bodies and {model.nq} positions)"
         ) from error
+
+
+def _shortened(error: Exception) -> str:
+    reason = " ".join(str(error).split()).strip("\"'")
+    return reason if len(reason) <= MAX_TEXT else f"{reason[:MAX_TEXT]}…"
 
 
 def _live(robot: Robot, model: mujoco.MjModel) -> None:
@@ -113,6 +120,55 @@ def _live(robot: Robot, model: mujoco.MjModel) -> None:
     robot.observe(fields)
     robot.info(transition, robot.judge(transition))
     robot.reset_info(fields)
+
+
+def make_environments(env_id: str, num_envs: int, options: Mapping[str, Any]) -> list[gymnasium.Env[Any, Any]]:
+    """Gymnasium's environments of ``env_id``, without their time limit; models from outside come by `load_model`.
+
+    Args:
+        env_id: of a registered environment.
+        num_envs: how many.
+        options: of the constructor of its class.
+
+    Raises:
+        ConfigError: as `load_model`, or the class cannot live in a model from outside.
+    """
+    spec = gymnasium.spec(env_id)
+    given = {"disable_env_checker": True, "max_episode_steps": -1, **options}
+    creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
+    xml_file = {**spec.kwargs, **options}.get("xml_file")
+    if xml_file is None or not (isinstance(creator, type) and issubclass(creator, MujocoEnv)):
+        return [gymnasium.make(env_id, **given) for _ in range(num_envs)]
+    if not isinstance(xml_file, str):
+        raise ConfigError(f"{env_id}: got xml_file={xml_file!r}; expected the path of a model file, as text")
+    if find_model(xml_file).is_relative_to(ASSETS):
+        return [gymnasium.make(env_id, **given) for _ in range(num_envs)]
+    loaded = copy.copy(spec)
+    loaded.entry_point = _with_model(creator, load_model(xml_file))
+    try:
+        _live_one_step(gymnasium.make(loaded, **given))
+    except (AssertionError, IndexError, KeyError, ValueError) as error:
+        raise ConfigError(f"{env_id} cannot live in the model {xml_file!r}: {_shortened(error)}") from error
+    return [gymnasium.make(loaded, **given) for _ in range(num_envs)]
+
+
+def _with_model(creator: Any, model: mujoco.MjModel) -> Any:  # noqa: ANN401 - a class, as Gymnasium's registry wants it
+    """A subclass of ``creator``, a `MujocoEnv`, that takes ``model`` instead of compiling its file."""
+
+    def initialize(env: MujocoEnv) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        own = copy.copy(model)
+        own.vis.global_.offwidth = max(own.vis.global_.offwidth, env.width)  # as `MujocoEnv` does
+        own.vis.global_.offheight = max(own.vis.global_.offheight, env.height)
+        return own, mujoco.MjData(own)
+
+    return type(creator.__name__, (creator,), {"_initialize_simulation": initialize})
+
+
+def _live_one_step(env: gymnasium.Env[Any, Any]) -> None:
+    env.reset(seed=0)
+    assert env.action_space.shape is not None, "MuJoCo's are boxes"
+    env.step(np.zeros(env.action_space.shape, env.action_space.dtype))
+    env.close()
 
 
 def find_model(xml_file: str) -> Path:

@@ -60,8 +60,21 @@ class Simulation(Protocol):
         """Change what the environments ask for and their dynamics; simulation states stay. Raises ``ConfigError``."""
         ...
 
-    def reset(self, index: int, generator: np.random.Generator, options: Mapping[str, Any] | None = None) -> None:
-        """Draw an initial state for environment ``index``; ``options`` are those of its class's ``reset``."""
+    def reset(
+        self,
+        index: int,
+        generator: np.random.Generator,
+        options: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> np.random.Generator:
+        """Draw an initial state for environment ``index``; return the generator that it goes on with.
+
+        Args:
+            index: which environment.
+            generator: to draw from.
+            options: those of its class's ``reset``.
+            seed: what ``generator`` was just made of, for a class that has others, too; ``None``: they go on.
+        """
         ...
 
     def use_generators(self, generators: Sequence[np.random.Generator]) -> None:
@@ -175,7 +188,13 @@ class RobotSimulation:
                 self._constants[name][index] = read(model)
         self.crew.set_tasks(tasks)
 
-    def reset(self, index: int, generator: np.random.Generator, options: Mapping[str, Any] | None = None) -> None:
+    def reset(
+        self,
+        index: int,
+        generator: np.random.Generator,
+        options: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> np.random.Generator:
         """Draw an initial state, as Gymnasium's ``reset_model`` does; there are no options to it."""
         model, data = self._models.each[index], self._own.data
         mujoco.mj_resetData(model, data)
@@ -185,6 +204,7 @@ class RobotSimulation:
         mujoco.mj_getState(model, data, self._board.states[index], STATE)
         if not self._is_under_way:
             self._before = None
+        return generator
 
     def use_generators(self, generators: Sequence[np.random.Generator]) -> None:
         """Nothing: robots' steps draw nothing."""

@@ -189,6 +189,7 @@ class VectorEnv:
         self._active: NDArray[np.bool_] | None = None
         self._restarted: list[int] = []
         self.generators = [np.random.Generator(np.random.PCG64(index)) for index in range(num_envs)]
+        self._seeds: list[int | None] = [None] * num_envs  # to be told to the classes at their next reset
         self.elapsed = np.zeros(num_envs, dtype=np.int64)
         self.tasks: tuple[TaskParameters, ...] = (TaskParameters(),) * num_envs
         self._sensors = Sensors(num_envs)
@@ -235,13 +236,14 @@ class VectorEnv:
     def seed(self, seeds: Sequence[int | Sequence[int]]) -> None:
         """Give environment e the generator of ``SeedSequence(seeds[e])``, as Gymnasium's ``reset(seed)`` does."""
         self.generators = [seed_generator(seed) for seed in seeds]
+        self._seeds = [seed if isinstance(seed, int) else None for seed in seeds]
         self._sensors.seed(range(self.num_envs))
 
     def reseed(self, seeds: Sequence[int | None]) -> None:
         """Give environment e the generator of ``seeds[e]``; where that is ``None``, it keeps the one it has."""
         for index, seed in enumerate(seeds):
             if seed is not None:
-                self.generators[index] = seed_generator(seed)
+                self.generators[index], self._seeds[index] = seed_generator(seed), seed
                 self._sensors.seed((index,))
 
     def reset(self, indices: Iterable[int] | None = None, options: Mapping[str, Any] | None = None) -> NDArray[Any]:
@@ -256,7 +258,9 @@ class VectorEnv:
 
     def _start(self, indices: Iterable[int], options: Mapping[str, Any] | None = None) -> None:
         for index in indices:
-            self.simulation.reset(index, self.generators[index], options)
+            generator, seed = self.generators[index], self._seeds[index]
+            self.generators[index] = self.simulation.reset(index, generator, options, seed)
+            self._seeds[index] = None
             self.elapsed[index] = 0
 
     def observe(self) -> NDArray[Any]:
@@ -363,7 +367,7 @@ class VectorEnv:
             self._sensors.set_state(sensors)
             raise
         self.elapsed[...] = elapsed
-        self.generators = generators
+        self.generators, self._seeds = generators, [None] * self.num_envs
         self.simulation.use_generators(generators)
 
     def close(self) -> None:

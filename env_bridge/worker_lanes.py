@@ -19,6 +19,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class WorkerLanes:
         self._shared = SharedArrays(self._memory, self._specs, create=True)
         self._tasks: tuple[TaskParameters, ...] = ()
         self._stranded = np.zeros(given.num_envs, dtype=np.bool_)
-        self._seeds = [0] * given.num_envs
+        self._seeds: list[int] = np.random.SeedSequence().generate_state(given.num_envs).tolist()
         self._closed = False
         self._replacements = Replacements()
         bounds = np.linspace(0, given.num_envs, min(workers, given.num_envs) + 1).astype(int).tolist()
@@ -95,7 +96,7 @@ class WorkerLanes:
         return self._replacements.count
 
     def _start(self, cpu: int | None) -> WorkerProcess:
-        return WorkerProcess(self._memory, patience_s=self._patience_s, cpu=cpu)
+        return WorkerProcess(self._memory, patience_s=self._patience_s, cpu=cpu, may_draw=True)
 
     def _send_make(self, piece: Piece) -> None:
         given = self._given
@@ -162,6 +163,14 @@ class WorkerLanes:
     def pids(self) -> Sequence[int]:
         """See `Lanes`."""
         return [piece.worker.process.pid for piece in self._pieces]
+
+    def before(self) -> NDArray[np.float64] | None:
+        """Not known: states of own classes hold what is drawn."""
+        return None
+
+    def members(self) -> Sequence[gymnasium.Env[Any, Any]]:
+        """None: workers have them."""
+        return ()
 
     def is_at_hand(self) -> bool:
         """See `Lanes`."""

@@ -302,3 +302,43 @@ def test_stepping_before_a_reset_is_gymnasiums_error() -> None:
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.zeros((1, 6), np.float32))
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options"),
+    [
+        ("HalfCheetah-v4", {}),
+        ("HalfCheetah-v5", {"frame_skip": 3, "render_mode": "rgb_array"}),
+        ("Humanoid-v5", {"healthy_reward": 2.0}),
+        ("CartPole-v1", {}),
+        ("Pusher-v5", {}),
+    ],
+)
+def test_spec_metadata_and_render_mode_are_gymnasiums(env_id: str, options: dict[str, Any]) -> None:
+    ours, theirs = make_pair(env_id, 2, AutoresetMode.SAME_STEP, workers=0, limit=7, **options)
+    assert ours.spec == theirs.envs[0].spec
+    assert ours.metadata == theirs.metadata
+    assert ours.render_mode == theirs.render_mode
+    assert ours.get_attr("spec") == tuple(env.spec for env in theirs.envs)
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Pusher-v5"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_generators_and_their_seeds_are_those_of_the_last_reset(workers: int, env_id: str) -> None:
+    ours, theirs = make_pair(env_id, 3, AutoresetMode.NEXT_STEP, workers=workers, limit=4)
+    for seed in (5, [7, None, 9]):
+        ours.reset(seed=seed)
+        theirs.reset(seed=seed)
+        for _ in range(6):
+            action = theirs.action_space.sample()
+            ours.step(action)
+            theirs.step(action)
+        assert ours.np_random_seed == ours.get_attr("np_random_seed") == theirs.np_random_seed
+        for mine, right in zip(ours.np_random, theirs.np_random, strict=True):
+            assert mine.bit_generator.state == right.bit_generator.state
+    ours.set_state(ours.get_state())
+    assert ours.np_random_seed == (-1, -1, -1)
+    ours.close()
+    theirs.close()

@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import gymnasium
 import mujoco
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 
+from env_bridge import BridgeVectorEnv
 from env_bridge.compiling import ModelLimits
 from env_bridge.models import ASSETS, check_model, explain, find_model, load_model, load_robot_model
 from env_bridge.robots import robot_for
@@ -180,3 +183,43 @@ def test_model_without_what_the_robot_reads_is_refused(
 def test_every_robot_lives_in_gymnasiums_model_of_it(name: str) -> None:
     for version in (4, 5):
         assert load_robot_model(robot(f"{name}-v{version}")).nu > 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_own_model_of_a_class_that_is_no_robot_gives_gymnasiums_bits(workers: int, tmp_path: Path) -> None:
+    path = tmp_path / "mine.xml"
+    path.write_text((ASSETS / "swimmer.xml").read_text().replace('density="1000"', 'density="900"'))
+    ours = BridgeVectorEnv("Swimmer-v5", 3, workers=workers, xml_file=str(path))
+    theirs = SyncVectorEnv([lambda: gymnasium.make("Swimmer-v5", xml_file=str(path))] * 3)
+    np.testing.assert_array_equal(ours.reset(seed=0)[0], theirs.reset(seed=0)[0])
+    theirs.action_space.seed(0)
+    for _ in range(20):
+        action = theirs.action_space.sample()
+        for got, wanted in zip(ours.step(action)[:4], theirs.step(action)[:4], strict=True):
+            np.testing.assert_array_equal(got, wanted)
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken.xml", "does not compile: XML parse error"),
+        ("large.xml", "asks for 1024 MiB of memory for each environment"),
+        ("ball.xml", r"Reacher-v5 cannot live in the model '.*ball\.xml'"),
+        ("missing.xml", "'.*missing.xml' is not there, or no file"),
+    ],
+)
+def test_own_model_that_a_class_cannot_have_is_refused_in_one_line(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.xml").write_text("<mujoco><worldbody><body>")
+    (tmp_path / "large.xml").write_text(world(BALL, "<size memory='1G'/>"))
+    (tmp_path / "ball.xml").write_text(world(BALL))
+    with pytest.raises(ConfigError, match=message) as caught:
+        BridgeVectorEnv("Reacher-v5", 1, xml_file=str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("xml_file", "message"), [("swimer.xml", "Gymnasium has no model"), (3, "as text")])
+def test_model_of_a_class_that_is_no_file_is_refused(xml_file: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BridgeVectorEnv("Swimmer-v5", 1, xml_file=xml_file)
