@@ -179,6 +179,16 @@ def test_what_is_common_is_answered_and_what_needs_an_object_is_refused_by_name(
     env.close()
 
 
+def test_spec_says_the_limit_and_options_that_hold() -> None:
+    env = BridgeVecEnv("Hopper-v5", 2, max_episode_steps=30, ctrl_cost_weight=0.5)
+    theirs = make_vec_env("Hopper-v5", 2, env_kwargs={"max_episode_steps": 30, "ctrl_cost_weight": 0.5})
+    for ours, other in zip(env.get_attr("spec"), theirs.get_attr("spec"), strict=True):
+        assert ours.max_episode_steps == other.max_episode_steps == 30
+        assert ours.kwargs["ctrl_cost_weight"] == other.kwargs["ctrl_cost_weight"]
+    env.close()
+    theirs.close()
+
+
 def drawing_environment() -> dict[str, str]:
     """Variables of a child that can draw here; skips the test where none can."""
     check = [sys.executable, "-m", "env_bridge.render", "--check"]
@@ -201,6 +211,7 @@ def test_what_is_drawn_are_the_tiles_of_stable_baselines3s_own_environments() ->
         "    assert env.get_attr('render_mode') == ['rgb_array'] * 2\n"
         "    env.seed(0)\n"
         "    env.reset()\n"
+        "    env.step(np.zeros((2, 3), np.float32))\n"
         "    assert len(env.get_images()) == 2\n"
         "    pictures.append(env.render())\n"
         "    env.close()\n"
