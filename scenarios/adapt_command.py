@@ -17,6 +17,7 @@ from agents.intervals import Estimate, estimate_mean
 from env_bridge.suites import held_out_tasks
 from env_bridge.tasks import check_task_fits, combine, parse_shift
 from scenarios.observer import AdaptationOutcome
+from scenarios.scenario import Scenario
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 from swarm.messages import Json
@@ -24,22 +25,25 @@ from swarm.messages import Json
 DEFAULT_TASKS = 6
 
 
-def shifts_of(arguments: argparse.Namespace) -> tuple[TaskParameters, ...]:
-    """Return what ``--shift``, or ``--suite`` and ``--tasks``, ask for.
+def shifts_of(arguments: argparse.Namespace, scenario: Scenario) -> tuple[TaskParameters, ...]:
+    """Return what ``--shift``, or ``--suite`` (by default the run's own) and ``--tasks``, ask for.
 
     Raises:
-        ConfigError: none or both of them, a shift that changes nothing, or one name for several policies.
+        ConfigError: neither is there, a shift that changes nothing, or one name for several policies.
     """
-    if (arguments.shift is None) == (arguments.suite is None):
-        raise ConfigError("adapt needs one of --shift gravity=1.5,… and --suite shift-test")
+    suite = arguments.suite or scenario.suite
     if arguments.shift is not None:
         if arguments.tasks is not None:
             raise ConfigError("--tasks says how many tasks of a suite; with --shift there is one")
         shifts: tuple[TaskParameters, ...] = (parse_shift(arguments.shift),)
         if shifts[0] == TaskParameters():
             raise ConfigError(f"--shift {arguments.shift!r} changes nothing; write for example --shift gravity=1.5")
+    elif suite:
+        shifts = held_out_tasks(suite, arguments.tasks or DEFAULT_TASKS, scenario.team.env_id)
     else:
-        shifts = held_out_tasks(arguments.suite, arguments.tasks or DEFAULT_TASKS)
+        raise ConfigError(
+            "this run was trained on one task, so adapt needs one of --shift gravity=1.5,… and --suite shift-test"
+        )
     if arguments.save is not None:
         adapted_path(arguments.run_dir, arguments.save)
         if len(shifts) > 1:

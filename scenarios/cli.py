@@ -159,14 +159,17 @@ def _add_run_directory_commands(commands: argparse._SubParsersAction[_Parser]) -
 
 
 def _add_adapt_options(adapt: _Parser) -> None:
-    adapt.add_argument(
+    what = adapt.add_mutually_exclusive_group()
+    what.add_argument(
         "--shift",
         metavar="KEY=VALUE,…",
         help="factors on gravity, mass, friction, damping, actuator_gain; crippled=INDEX; observation_delay=STEPS; "
         "sensor_noise=DEVIATION; velocity=M/S; direction=RAD; goal_x=M,goal_y=M",
     )
-    adapt.add_argument(
-        "--suite", metavar="NAME", help="adapt to each of some test tasks of a suite, such as shift-test"
+    what.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="adapt to each of some test tasks of a suite, such as shift-test (default: the run's)",
     )
     adapt.add_argument("--tasks", metavar="N", type=_positive, help="how many tasks of the suite (default: 6)")
     adapt.add_argument(

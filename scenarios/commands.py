@@ -88,12 +88,15 @@ def adapt(arguments: argparse.Namespace) -> int:
     from scenarios.adapt_command import config_of, print_outcomes, shifts_of, to_json
     from scenarios.adapting import adapt_run
 
-    shifts = shifts_of(arguments)
     opened = RunDirectory.open(arguments.run_dir)
-    config = config_of(arguments, shifts, opened.scenario().team)
+    scenario = opened.scenario()
+    shifts = shifts_of(arguments, scenario)
+    config = config_of(arguments, shifts, scenario.team)
     opened.require_checkpoint()
     work = adapt_run(opened.path, shifts, config=config, seed=arguments.seed, save_as=arguments.save)
-    outcomes = _briefly(work, f"adapting to {arguments.shift or f'{len(shifts)} tasks of {arguments.suite}'}")
+    outcomes = _briefly(
+        work, f"adapting to {arguments.shift or f'{len(shifts)} tasks of {arguments.suite or scenario.suite}'}"
+    )
     if arguments.json:
         _print_json(to_json(outcomes))
     else:

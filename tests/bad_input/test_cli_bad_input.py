@@ -47,7 +47,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ),
         (
             ["run", "smoke", "--task", "Pusher-v5", "--set", "task.crippled=7"],
-            "crippled=7: the robot has actuators 0 to 6",
+            "crippled=7: Pusher has actuators 0 to 6",
         ),
         (["run", "smoke", "--task", "Pusher-v5", "--set", "task.velocity=1"], "Pusher-v5 has no target velocity"),
         (["run", "smoke", "--steps", "-5"], "team.budget_steps is -5; expected at least 1"),
@@ -78,19 +78,6 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["resume", "."], "is not a run directory: it has no scenario.toml"),
         (["evaluate", "runs/none"], "run directory runs/none does not exist"),
         (["evaluate", ".", "--episodes", "0"], "'0' is not a number from 1 to 10000"),
-        (["adapt", ".", "--shift", "gravty=1.5"], "did you mean 'gravity'"),
-        (["adapt", ".", "--shift", "gravity=nan"], "gravity"),
-        (["adapt", ".", "--shift", ""], "changes nothing"),
-        (["adapt", "."], "adapt needs one of --shift gravity=1.5,… and --suite shift-test"),
-        (["adapt", ".", "--shift", "gravity=2", "--suite", "shift-test"], "adapt needs one of"),
-        (["adapt", ".", "--shift", "gravity=2", "--tasks", "3"], "--tasks says how many tasks of a suite"),
-        (["adapt", ".", "--suite", "shift-tset"], "did you mean 'shift-test'"),
-        (["adapt", ".", "--suite", "shift-test", "--tasks", "0"], "'0' is not a number from 1 to 10000"),
-        (["adapt", ".", "--suite", "shift-test", "--save", "x"], "--save names one policy, got 6 tasks"),
-        (["adapt", ".", "--shift", "gravity=2", "--save", "../x"], "got the name '../x' for an adapted policy"),
-        (["adapt", ".", "--shift", "gravity=2", "--level", "best"], "invalid choice: 'best'"),
-        (["adapt", ".", "--shift", "gravity=2", "--episodes", "none"], "'none' is not a number from 1 to 10000"),
-        (["adapt", ".", "--shift", "gravity=2", "--seed", "-1"], "--seed"),
         (["video", "runs/none"], "run directory runs/none does not exist"),
     ],
 )
@@ -131,9 +118,22 @@ def test_run_directory_without_a_committed_round_is_named(capsys: pytest.Capture
         (["--shift", "direction=1"], "HalfCheetah is planar"),
         (["--suite", "ant-dir"], "HalfCheetah is planar"),
         (["--shift", "gravity=2", "--episodes", "1"], "level climb takes at least 2 episodes"),
+        (["--shift", "gravty=1.5"], "did you mean 'gravity'"),
+        (["--shift", "gravity=nan"], "gravity"),
+        (["--shift", ""], "changes nothing"),
+        ([], "this run was trained on one task, so adapt needs one of --shift gravity=1.5,… and --suite shift-test"),
+        (["--shift", "gravity=2", "--suite", "shift-test"], "argument --suite: not allowed with argument --shift"),
+        (["--shift", "gravity=2", "--tasks", "3"], "--tasks says how many tasks of a suite"),
+        (["--suite", "shift-tset"], "did you mean 'shift-test'"),
+        (["--suite", "shift-test", "--tasks", "0"], "'0' is not a number from 1 to 10000"),
+        (["--suite", "shift-test", "--save", "x"], "--save names one policy, got 6 tasks"),
+        (["--shift", "gravity=2", "--save", "../x"], "got the name '../x' for an adapted policy"),
+        (["--shift", "gravity=2", "--level", "best"], "invalid choice: 'best'"),
+        (["--shift", "gravity=2", "--episodes", "none"], "'none' is not a number from 1 to 10000"),
+        (["--shift", "gravity=2", "--seed", "-1"], "--seed"),
     ],
 )
-def test_what_the_robot_of_a_run_cannot_do_is_refused_before_anything_starts(
+def test_an_adaptation_that_cannot_be_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     RunDirectory.create(Path("fresh"), load_preset("smoke"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import io
 import json
@@ -13,11 +14,12 @@ from rich.console import Console
 
 from agents.config import AdaptConfig
 from agents.deployment import AdaptedPolicy, save_adapted
-from scenarios.adapt_command import config_of, print_outcomes, to_json
+from env_bridge.suites import held_out_tasks
+from scenarios.adapt_command import config_of, print_outcomes, shifts_of, to_json
 from scenarios.adapting import adapt_run, evaluate_adapted
 from scenarios.cli import build_parser, main
 from scenarios.observer import AdaptationOutcome
-from scenarios.scenario import load_preset
+from scenarios.scenario import Scenario, load_preset
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
 from tests.agents.made_runs import make_run
@@ -108,3 +110,10 @@ def test_an_adapted_policy_of_another_robot_is_refused(made: Path) -> None:
 def test_an_unknown_adapted_policy_is_one_line(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(made), "--adapted", "none"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_a_shift_the_test_tasks_of_the_runs_suite_are_meant_as_its_robot_can_do_them() -> None:
+    arguments = argparse.Namespace(shift=None, suite=None, tasks=40, save=None)
+    ran = Scenario.from_mapping({"name": "shifts", "suite": "shift-train", "team": {"env_id": "Hopper-v4"}})
+    assert shifts_of(arguments, ran) == held_out_tasks("shift-train", 40, "Hopper-v4")
+    assert max(task.crippled or 0 for task in shifts_of(arguments, ran)) == 2
