@@ -20,19 +20,19 @@ from env_bridge.goals import make_goals
 from env_bridge.infos import Columns, Told
 from env_bridge.models import load_robot_model
 from env_bridge.robots.anatomy import Floats, Judgement, Robot, Transition
-from env_bridge.stepping import FIELD, STATE, Board, Stepper, are_finite, board_specs
+from env_bridge.stepping import FIELD, STATE, Board, Stepper, board_specs
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError, PeerLost
 
 
 class Outcome(NamedTuple):
-    """What one step of all environments gave; rows of environments that were not stepped mean nothing.
+    """What one step of all environments gave, new arrays; rows of environments that were not stepped mean nothing.
 
     Attributes:
         reward: (E,) float64.
         terminated: (E,).
         truncated: (E,): cut off by the environment itself (the time limit is the vector environment's business).
-        diverged: (E,): MuJoCo met a state that is not finite and reset it, or the result is not finite.
+        diverged: (E,): MuJoCo met a state that is not finite and reset it.
         lost: environments whose process was lost while it stepped them; they must be reset.
     """
 
@@ -238,14 +238,11 @@ class RobotSimulation:
             fields=self._fields, position=position, velocity=velocity, action=self._board.action, goals=goals
         )
         self._judgement = judgement = robot.judge(self._transition)
-        diverged = self._board.diverged.copy()
-        if not are_finite(judgement.reward):
-            diverged |= ~np.isfinite(judgement.reward)
         return Outcome(
             reward=judgement.reward,
             terminated=judgement.terminated,
             truncated=np.zeros(self.num_envs, dtype=np.bool_),
-            diverged=diverged,
+            diverged=self._board.diverged.copy(),
             lost=self._lost,
         )
 

@@ -245,6 +245,37 @@ def are_finite(array: NDArray[np.floating]) -> bool:
     return bool(np.isfinite(array).all())
 
 
+@numba.njit(cache=True, nogil=True)
+def _count_step(elapsed: Any, stepped: Any, limit: int, reward: Any, truncated: Any, diverged: Any) -> bool:  # noqa: ANN401
+    some = False
+    for e in range(len(elapsed)):
+        elapsed[e] += stepped[e]
+        truncated[e] |= elapsed[e] >= limit
+        diverged[e] = stepped[e] and (diverged[e] or not np.isfinite(reward[e]))
+        some |= diverged[e]
+    return some
+
+
+def count_step(
+    elapsed: Integers,
+    stepped: NDArray[np.bool_],
+    limit: int,
+    reward: NDArray[np.float64],
+    truncated: NDArray[np.bool_],
+    diverged: NDArray[np.bool_],
+) -> bool:
+    """Count one more step of the environments that were ``stepped`` (E,); whether one of them diverged.
+
+    A tenth of the time that as many lines of NumPy take after a step, when none of their code is in the caches.
+
+    Args:
+        elapsed: (E,) steps of each episode, counted on in place.
+        limit: episodes of so many steps become ``truncated`` (E,), in place.
+        reward: (E,); where it is not finite, the environment has ``diverged`` (E,), in place.
+    """
+    return bool(_count_step(elapsed, stepped, limit, reward, truncated, diverged))
+
+
 class Board:
     """E simulations of one robot, and which of them are to be stepped; its arrays may lie in shared memory.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -28,7 +29,7 @@ from env_bridge.robots import PICTURE_OPTIONS, robot_for
 from env_bridge.robots.anatomy import Floats, Robot
 from env_bridge.robots.options import PICTURES, read_options
 from env_bridge.sensors import Sensors, check_sensors
-from env_bridge.stepping import are_finite
+from env_bridge.stepping import are_finite, count_step
 from swarm.environment import EnvironmentSpec, TaskParameters
 from swarm.errors import ActionError, ConfigError
 
@@ -193,13 +194,14 @@ class VectorEnv:
         self.elapsed = np.zeros(num_envs, dtype=np.int64)
         self.tasks: tuple[TaskParameters, ...] = (TaskParameters(),) * num_envs
         self._sensors = Sensors(num_envs)
-        self._everyone = np.arange(num_envs)
+        self._everyone, self._all = np.arange(num_envs), np.ones(num_envs, dtype=np.bool_)
         self.set_time_limit(max_episode_steps)
 
     def set_time_limit(self, max_episode_steps: int | None) -> None:
         """Set the time limit; ``None``: the environment's own, if it has one. Raises ``ConfigError`` below one step."""
         given = check_time_limit(max_episode_steps)
         self.max_episode_steps = self._limit if given is None else given
+        self._last_step = min(self.max_episode_steps or sys.maxsize, sys.maxsize)
 
     @property
     def spec(self) -> EnvironmentSpec:
@@ -312,17 +314,14 @@ class VectorEnv:
             self._start(outcome.lost)
             restarted = [*restarted, *outcome.lost]
             stepped = ~lost if stepped is None else stepped & ~lost
-        self.elapsed += 1 if stepped is None else stepped
-        observation = self.simulation.observe()
+        some = self._all if stepped is None else stepped
         truncated, terminated, diverged = outcome.truncated, outcome.terminated, outcome.diverged
-        if self.max_episode_steps is not None:
-            truncated = truncated | (self.elapsed >= self.max_episode_steps)
+        reward, observation = outcome.reward, self.simulation.observe()
+        has_diverged = count_step(self.elapsed, some, self._last_step, reward, truncated, diverged)
         if observation.dtype.kind == "f" and not are_finite(observation):
-            diverged = diverged | ~np.isfinite(observation).reshape(self.num_envs, -1).all(axis=1)
-        if stepped is not None:
-            diverged = diverged & stepped
-        reward = outcome.reward
-        if np.count_nonzero(diverged):  # nothing that is not finite leaves
+            diverged |= some & ~np.isfinite(observation).reshape(self.num_envs, -1).all(axis=1)
+            has_diverged = True
+        if has_diverged:  # nothing that is not finite leaves
             terminated, truncated = terminated & ~diverged, truncated & ~diverged
             reward = np.where(diverged, 0.0, reward)
             observation[diverged] = 0
