@@ -29,6 +29,7 @@ from swarm.lifeline import die_with_parent
 from swarm.zmq_bus import harden
 
 HIGH_WATER: Final = 100_000
+END_S: Final = 1.0
 POLL_MS: Final = 250
 NAME: Final = "broker"
 _INTERNAL: Final = "inproc://refused"
@@ -97,14 +98,14 @@ class Broker:
             )
 
     def stop(self) -> None:
-        """Stop forwarding, close everything, remove the ipc files."""
+        """Remove the ipc files, stop forwarding, close everything."""
+        for endpoint in self._endpoints:
+            if endpoint.startswith("ipc://"):
+                Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
         for socket in (*self._monitors, self._teller):
             socket.close(linger=0)
         self._context.term()  # the proxy ends by it, and closes its sockets on its own thread
         self._proxy.join()
-        for endpoint in self._endpoints:
-            if endpoint.startswith("ipc://"):
-                Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 def _check_endpoint(endpoint: str) -> None:
@@ -158,8 +159,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         broker.watch(POLL_MS)
         if options.parent_pid is not None and os.getppid() != options.parent_pid:
             break
+    _end_soon()
     broker.stop()
     return 0
+
+
+def _end_soon() -> None:
+    """End this process within `END_S`, whatever libzmq still waits for: nothing is kept here that could be lost."""
+    timer = threading.Timer(END_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 if __name__ == "__main__":
