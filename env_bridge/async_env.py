@@ -186,20 +186,22 @@ async def _readable(descriptor: int, give_up: float, look_s: float) -> bool:
     if descriptor < 0:  # it is known to be lost
         return False
     loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, _release, ready)
-    timer = loop.call_at(give_up, _release, ready)
-    look_until = loop.time() + look_s
-    try:
-        while not ready.done() and loop.time() < look_until:  # noqa: ASYNC110 - not to sleep is the point
-            await asyncio.sleep(0)
-        await ready
-    finally:
-        timer.cancel()
-        loop.remove_reader(descriptor)
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return [events for _, events in poll.poll(0)] == [select.POLLIN]
+    look_until = loop.time() + look_s
+    while not (found := poll.poll(0)) and loop.time() < look_until:  # noqa: ASYNC110 - not to sleep is the point
+        await asyncio.sleep(0)
+    if not found:
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(descriptor, _release, ready)
+        timer = loop.call_at(give_up, _release, ready)
+        try:
+            await ready
+        finally:
+            timer.cancel()
+            loop.remove_reader(descriptor)
+        found = poll.poll(0)
+    return [events for _, events in found] == [select.POLLIN]
 
 
 def _release(ready: asyncio.Future[None]) -> None:

@@ -23,7 +23,7 @@ import structlog
 from numpy.typing import NDArray
 
 from env_bridge.shared_arrays import ArraySpec, SharedArrays, open_memory
-from env_bridge.stepping import LOOKS, SOON, Stepper
+from env_bridge.stepping import FEW_LOOKS, LOOKS, SOON, Stepper
 from env_bridge.tasks import task_to_json
 from env_bridge.worker_process import LONG_PATIENCE_S, PATIENCE_S, WorkerProcess, lost_text
 from swarm.environment import TaskParameters
@@ -294,7 +294,7 @@ class ProcessCrew:
 
     def _await(self, mate: Mate) -> None:
         if mate.is_asked:
-            mate.worker.look_for_answer(LOOKS)
+            mate.worker.look_for_answer(LOOKS if self._steps_itself else FEW_LOOKS)
             mate.worker.wait_step()
 
     def _replacing(self, place: int, talk: Callable[[Mate], None]) -> None:
