@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
         reward: (E,) float64.
         terminated: (E,).
         truncated: (E,): cut off by the environment itself (the time limit is the vector environment's business).
-        diverged: (E,): MuJoCo met a state that is not finite and reset it.
+        diverged: (E,): MuJoCo met a state that is not finite and reset it; of own classes, also a result that is not.
         lost: environments whose process was lost while it stepped them; they must be reset.
     """
 
