@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from env_bridge.action_arrays import read_numbers
 from env_bridge.infos import infos_from_arrays
+from env_bridge.rollout import unpack
 from env_bridge.tasks import check_task, task_to_json
 from env_bridge.wire import (
     DTYPES,
@@ -125,7 +126,7 @@ class BridgeClient:
             ActionError: the policy gave an action that is not finite.
             PeerLost: no bridge answered within the client's patience.
         """
-        return letter_to_result(await self._call(request_to_letter(request, next(self._numbers))))
+        return unpack(letter_to_result(await self._call(request_to_letter(request, next(self._numbers)))))
 
     async def make(
         self,

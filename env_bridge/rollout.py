@@ -5,19 +5,24 @@ Letters: T steps, E environments, O observation, A action, S policy state.
 Everything is a pure function of the request. The policy acts on blocks of `BLOCK_SIZE` environments, so that the shape
 of its kernels never depends on how many environments or stepping workers there are. Policies answer in [−1, 1], which
 the columns keep; the environment is given that action scaled to its own limits.
+
+On its way, a result is packed: what follows an observation is the next row, but where an episode ended. Column
+``observation`` then has T + 1 rows, and ``ended_observation`` (K, O) the last ones of the K episodes, in their order;
+`unpack` makes ``next_observation`` of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from env_bridge.precision import scale_actions, to_float32, write_float32
 from env_bridge.stepping import are_finite
 from env_bridge.tasks import check_task
 from env_bridge.vector_env import Step, VectorEnv, take
@@ -82,7 +87,6 @@ class Progress:
     """Where each environment stands in its episode: what a policy is told next, and the running statistics.
 
     Attributes:
-        observation: (E, O) float32, what the policy sees next.
         reward: (E,) float32, of the previous step.
         reset: (E,) whether the policy starts anew with the next row.
         total_reward: (E,) undiscounted return so far, float64.
@@ -90,7 +94,6 @@ class Progress:
         state: (E, S) policy state.
     """
 
-    observation: NDArray[np.float32]
     reward: NDArray[np.float32]
     reset: NDArray[np.bool_]
     total_reward: NDArray[np.float64]
@@ -118,7 +121,9 @@ class Rollout:
         self._active = np.ones(env.num_envs, dtype=np.bool_)
         self._everyone = True
         self._episodes: list[EpisodeStatistics] = []
+        self._ended_observations: list[NDArray[np.float32]] = [np.zeros((0, spec.observation_size), dtype=np.float32)]
         self._columns = self._allocate(spec.observation_size, spec.action_size)
+        self._observations = cast(NDArray[np.float32], self._columns["observation"])
         self._now = self._begin()
 
     def _allocate(self, observation_size: int, action_size: int) -> Columns:
@@ -127,10 +132,9 @@ class Rollout:
         if rows[0] * rows[1] * row_bytes > MAX_RESULT_BYTES:
             raise ConfigError(f"{rows[0]} steps of {rows[1]} environments do not fit into one answer; ask for fewer")
         columns: Columns = {
-            "observation": np.zeros((*rows, observation_size), dtype=np.float32),
+            "observation": np.zeros((rows[0] + 1, rows[1], observation_size), dtype=np.float32),
             "action": np.zeros((*rows, action_size), dtype=np.float32),
             "reward": np.zeros(rows, dtype=np.float32),
-            "next_observation": np.zeros((*rows, observation_size), dtype=np.float32),
         }
         columns |= {name: np.zeros(rows, dtype=np.bool_) for name in ("terminated", "truncated", "reset", "valid")}
         return columns
@@ -141,9 +145,8 @@ class Rollout:
         state = self._given_policy_state()
         if request.snapshot is None:
             env.seed([(request.seed, self._share.first + index) for index in range(count)])
-            observation = env.reset()
+            write_float32(env.reset(), self._observations[0])
             return Progress(
-                observation=to_float32(observation),
                 reward=np.zeros(count, dtype=np.float32),
                 reset=np.full(count, not (request.carry_state and request.policy_state is not None)),
                 total_reward=np.zeros(count),
@@ -154,8 +157,8 @@ class Rollout:
             raise ConfigError(f"{env.env_id} cannot be saved, so a rollout cannot be continued from a snapshot of it")
         env.set_state(request.snapshot)
         snapshot = request.snapshot
+        write_float32(env.observe(), self._observations[0])
         return Progress(
-            observation=to_float32(env.observe()),
             reward=np.array(take(snapshot, "reward", np.float32, (count,)), dtype=np.float32),
             reset=np.array(take(snapshot, "reset", np.bool_, (count,)), dtype=np.bool_),
             total_reward=np.array(take(snapshot, "total_reward", np.float64, (count,)), dtype=np.float64),
@@ -173,7 +176,7 @@ class Rollout:
         return given.copy()
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> RolloutResult:
-        """Step to the end.
+        """Step to the end; the result is packed.
 
         Raises:
             ActionError: the policy gave an action that is not finite.
@@ -188,8 +191,11 @@ class Rollout:
             num_steps += self._env.num_envs if self._everyone else int(self._active.sum())
             self._step(num_rows, noise)
             num_rows += 1
+        columns = {name: column[:num_rows] for name, column in self._columns.items()}
+        columns["observation"] = self._observations[: num_rows + 1]
+        columns["ended_observation"] = np.concatenate(self._ended_observations)
         return RolloutResult(
-            columns={name: column[:num_rows] for name, column in self._columns.items()},
+            columns=columns,
             snapshot=self._snapshot(),
             policy_state=self._now.state,
             episodes=tuple(self._episodes),
@@ -198,51 +204,50 @@ class Rollout:
 
     def _step(self, row: int, noise: np.random.Generator | None) -> None:
         now = self._now
-        action = self._act(noise)
-        self._write(row, "observation", now.observation)
+        action = self._act(row, noise)
         self._write(row, "action", action)
         self._write(row, "reset", now.reset)
         if self._request.record_qpos:
             self._record_qpos(row)
         step = self._env.step(self._scale(action), None if self._everyone else self._active)
-        observation, reward = to_float32(step.observation), to_float32(step.reward)
-        if self._everyone and are_finite(observation) and are_finite(reward) and not step.diverged.any():
-            self._keep(row, step, observation, reward)
+        is_finite, reward = write_float32(step.observation, self._observations[row + 1]), to_float32(step.reward)
+        if self._everyone and is_finite and are_finite(reward) and not step.diverged.any():
+            self._keep(row, step, reward)
         else:
-            self._sort_out(row, step, observation, reward)
+            self._sort_out(row, step, reward)
+        if not self._everyone:
+            self._observations[row + 1][~self._active] = 0
 
-    def _keep(self, row: int, step: Step, observation: NDArray[np.float32], reward: NDArray[np.float32]) -> None:
+    def _keep(self, row: int, step: Step, reward: NDArray[np.float32]) -> None:
         """Write a row of which everything is valid, and go on from there."""
         now, columns = self._now, self._columns
         columns["reward"][row] = reward
-        columns["next_observation"][row] = observation
         columns["terminated"][row] = step.terminated
         columns["truncated"][row] = step.truncated
         columns["valid"][row] = True
         now.total_reward += step.reward
-        now.observation, now.reward = observation, reward
+        now.reward = reward
         now.reset = np.zeros(len(reward), dtype=np.bool_)
         ended = step.terminated | step.truncated
         if ended.any():
-            self._finish(step, ended, np.zeros_like(ended))
+            self._finish(row, step, ended, np.zeros_like(ended))
 
-    def _sort_out(self, row: int, step: Step, observation: NDArray[np.float32], reward: NDArray[np.float32]) -> None:
+    def _sort_out(self, row: int, step: Step, reward: NDArray[np.float32]) -> None:
         """Write a row in which environments diverged or are through, and go on from there."""
         now, columns = self._now, self._columns
-        diverged = step.diverged | ~np.isfinite(observation).all(axis=1) | ~np.isfinite(reward)
+        following = self._observations[row + 1]
+        diverged = step.diverged | ~np.isfinite(following).all(axis=1) | ~np.isfinite(reward)
         reward = np.where(diverged, np.float32(0.0), reward)
         self._write(row, "reward", reward)
-        self._write(row, "next_observation", np.where(diverged[:, None], now.observation, observation))
         self._write(row, "terminated", step.terminated & ~diverged)
         self._write(row, "truncated", step.truncated & ~diverged)
         columns["valid"][row] = self._active & ~diverged
         now.total_reward += np.where(self._active & ~diverged, step.reward, 0.0)
-        now.observation = observation
         now.reward = np.where(self._active, reward, np.float32(0.0))
         now.reset = now.reset & ~self._active
         ended = (step.terminated | step.truncated | diverged) & self._active
         if ended.any():
-            self._finish(step, ended, diverged)
+            self._finish(row, step, ended, diverged)
 
     def _write(self, row: int, name: str, values: NDArray[np.generic]) -> None:
         """Write a row of a column; environments that are through keep zeros."""
@@ -257,12 +262,12 @@ class Rollout:
             self._columns["qpos"] = np.zeros((self._length, *qpos.shape))
         self._write(row, "qpos", qpos)
 
-    def _act(self, noise: np.random.Generator | None) -> NDArray[np.float32]:
+    def _act(self, row: int, noise: np.random.Generator | None) -> NDArray[np.float32]:
         """Ask the policy; return its actions (E, A). Raises ``ActionError`` unless all are finite."""
         now = self._now
         given = PolicyInput(
             reset=now.reset,
-            observation=now.observation,
+            observation=self._observations[row],
             reward=now.reward,
             state=now.state,
             noise=self._draw((self._env.num_envs, len(self._low)), noise),
@@ -292,14 +297,12 @@ class Rollout:
 
     def _scale(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map [−1, 1] to the limits of the environment; where they are the same, not a bit changes."""
-        if self._is_unit:
-            return action
-        scaled = self._low + (action.astype(np.float64) + 1.0) * 0.5 * (self._high - self._low)
-        return scaled.astype(np.float32)
+        return action if self._is_unit else scale_actions(action, self._low, self._high)
 
-    def _finish(self, step: Step, ended: NDArray[np.bool_], diverged: NDArray[np.bool_]) -> None:
+    def _finish(self, row: int, step: Step, ended: NDArray[np.bool_], diverged: NDArray[np.bool_]) -> None:
         """Close the episodes that ended and start the next ones."""
-        now = self._now
+        now, following = self._now, self._observations[row + 1]
+        self._ended_observations.append(following[ended & ~diverged])
         indices = [int(index) for index in np.flatnonzero(ended)]
         distance = self._env.simulation.distance() - now.start
         for index in indices:
@@ -313,7 +316,7 @@ class Rollout:
                         terminated=bool(step.terminated[index]),
                     )
                 )
-        now.observation = to_float32(self._env.reset(indices))
+        following[indices] = to_float32(self._env.reset(indices)[indices])
         if not self._request.carry_state:
             now.reward[indices] = 0.0
             now.reset[indices] = True
@@ -337,10 +340,19 @@ class Rollout:
         }
 
 
-def to_float32(values: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Cast to float32; what is too large becomes infinite, which the caller treats as diverged."""
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+def unpack(result: RolloutResult) -> RolloutResult:
+    """Give a packed result its column ``next_observation``; of a row that is not valid, it is the observation."""
+    columns = dict(result.columns)
+    ended_observation = columns.pop("ended_observation")
+    terminated, truncated, valid = (
+        np.asarray(columns[name], np.bool_) for name in ("terminated", "truncated", "valid")
+    )
+    observation = columns["observation"]
+    following = observation[1:].copy()
+    following[terminated | truncated] = ended_observation
+    following[~valid] = observation[:-1][~valid]
+    columns |= {"observation": observation[:-1], "next_observation": following}
+    return replace(result, columns=columns)
 
 
 def run_rollout(
@@ -350,7 +362,6 @@ def run_rollout(
     workers: int = 1,
     policy: Policy | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    share: Share | None = None,
 ) -> RolloutResult:
     """Perform ``request`` in this process.
 
@@ -360,7 +371,6 @@ def run_rollout(
         workers: stepping threads of a new environment; they never change a bit of the result.
         policy: use this object instead of the request's entry point.
         should_stop: asked before each step.
-        share: which environments of a larger rollout these are.
 
     Raises:
         ConfigError: the request does not fit.
@@ -370,8 +380,20 @@ def run_rollout(
     check_request(request)
     used = env or VectorEnv(request.env_id, len(request.tasks), workers=workers)
     try:
-        chosen = policy or load_policy(request.policy, request.weights, request.policy_options)
-        return Rollout(request, used, chosen, share).run(should_stop)
+        return unpack(run_packed(request, used, policy=policy, should_stop=should_stop))
     finally:
         if env is None:
             used.close()
+
+
+def run_packed(
+    request: RolloutRequest,
+    env: VectorEnv,
+    *,
+    policy: Policy | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    share: Share | None = None,
+) -> RolloutResult:
+    """`run_rollout` of a checked request, or of a ``share`` of a larger one; the result is packed."""
+    chosen = policy or load_policy(request.policy, request.weights, request.policy_options)
+    return Rollout(request, env, chosen, share).run(should_stop)

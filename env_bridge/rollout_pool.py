@@ -48,7 +48,7 @@ class RolloutPool:
         return self._size > 1 and len(request.tasks) > BLOCK_SIZE
 
     def perform(self, request: RolloutRequest, should_stop: Callable[[], bool]) -> RolloutResult:
-        """Perform a checked request.
+        """Perform a checked request; the result is packed.
 
         Raises:
             ConfigError: the request does not fit the environment.
@@ -139,17 +139,24 @@ def split(request: RolloutRequest, parts: int) -> list[tuple[RolloutRequest, Sha
 
 
 def join(results: Sequence[RolloutResult], shares: Sequence[Share]) -> RolloutResult:
-    """Put the results of all shares together, in order."""
+    """Put the packed results of all shares together, in order."""
     num_rows = max(len(result.columns["reward"]) for result in results)
     columns = {
-        name: np.concatenate([_padded(result.columns[name], num_rows) for result in results], axis=1)
+        name: np.concatenate(
+            [_padded(result.columns[name], num_rows + (name == "observation")) for result in results], axis=1
+        )
         for name in results[0].columns
+        if name != "ended_observation"
     }
+    ended = [item for result, share in zip(results, shares, strict=True) for item in _ended(result, share)]
+    ended.sort(key=lambda item: item[:2])
+    width = results[0].columns["ended_observation"].shape[1:]
+    columns["ended_observation"] = np.array([last for *_, last in ended], np.float32).reshape(-1, *width)
     return RolloutResult(
         columns=columns,
         snapshot=join_snapshots([result.snapshot for result in results]),
         policy_state=np.concatenate([result.policy_state for result in results]),
-        episodes=_in_order(results, shares),
+        episodes=tuple(episode for _, _, episode, _ in ended),
         num_steps=sum(result.num_steps for result in results),
     )
 
@@ -162,12 +169,11 @@ def _padded(column: NDArray[np.generic], num_rows: int) -> NDArray[np.generic]:
     return np.concatenate([column, np.zeros((missing, *column.shape[1:]), dtype=column.dtype)])
 
 
-def _in_order(results: Sequence[RolloutResult], shares: Sequence[Share]) -> tuple[EpisodeStatistics, ...]:
-    """Episodes of all shares by the step in which they ended and their environment in the whole."""
-    ordered: list[tuple[int, int, EpisodeStatistics]] = []
-    for result, share in zip(results, shares, strict=True):
-        ends = np.argwhere(np.asarray(result.columns["terminated"]) | np.asarray(result.columns["truncated"]))
-        for (step, _), episode in zip(ends.tolist(), result.episodes, strict=True):
-            environment = share.first + episode.environment
-            ordered.append((step, environment, replace(episode, environment=environment)))
-    return tuple(episode for _, _, episode in sorted(ordered, key=lambda item: item[:2]))
+def _ended(result: RolloutResult, share: Share) -> list[tuple[int, int, EpisodeStatistics, NDArray[np.generic]]]:
+    """Step, environment in the whole, statistics and last observation of each episode of a share that ended."""
+    columns = result.columns
+    places = np.argwhere(np.asarray(columns["terminated"]) | np.asarray(columns["truncated"])).tolist()
+    return [
+        (step, share.first + index, replace(episode, environment=share.first + index), last)
+        for (step, index), episode, last in zip(places, result.episodes, columns["ended_observation"], strict=True)
+    ]

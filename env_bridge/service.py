@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from env_bridge.arguments import FEW
 from env_bridge.gym_vector import BridgeVectorEnv
 from env_bridge.infos import infos_to_arrays
-from env_bridge.rollout import Share, check_request, run_rollout
+from env_bridge.rollout import Share, check_request, run_packed
 from env_bridge.rollout_pool import RolloutPool
 from env_bridge.tasks import task_from_json
 from env_bridge.vector_env import VectorEnv
@@ -97,8 +97,9 @@ class Service:
         if self._pool.takes(request):
             return result_to_letter(self._pool.perform(request, should_stop), letter.request_id)
         env = self._environment(request.env_id, len(request.tasks))
-        share = _share(letter)
-        return result_to_letter(run_rollout(request, env=env, should_stop=should_stop, share=share), letter.request_id)
+        return result_to_letter(
+            run_packed(request, env, should_stop=should_stop, share=_share(letter)), letter.request_id
+        )
 
     def close(self) -> None:
         """End worker processes and stepping threads."""

@@ -3,7 +3,7 @@
 ===== ======================================================================================================
 frame content
 ===== ======================================================================================================
-0     ``b"bridge1"``
+0     ``b"bridge2"``
 1     MessagePack map: ``kind``, ``id``, ``body`` (plain data), ``arrays`` (list of [name, dtype, shape])
 2 …   the bytes of each array, C order, little endian, in the order of ``arrays``
 ===== ======================================================================================================
@@ -28,7 +28,7 @@ from swarm.environment import EpisodeStatistics, RolloutRequest, RolloutResult
 from swarm.errors import ActionError, CodecError, ConfigError, PeerLost, SwarmError
 from swarm.messages import Arrays, Json
 
-MAGIC: Final = b"bridge1"
+MAGIC: Final = b"bridge2"
 DTYPES: Final = {name: np.dtype(name) for name in ("bool", "int32", "int64", "uint64", "float32", "float64")}
 MAX_HEADER_BYTES: Final = 4 << 20
 MAX_FRAME_BYTES: Final = 1 << 30
@@ -176,7 +176,7 @@ def letter_to_request(letter: Letter) -> RolloutRequest:
 
 
 def result_to_letter(result: RolloutResult, request_id: int) -> Letter:
-    """Write a rollout's result."""
+    """Write a rollout's result, packed."""
     arrays = _group("columns", result.columns) | _group("snapshot", result.snapshot)
     arrays["policy_state"] = result.policy_state
     body: dict[str, Json] = {
@@ -187,7 +187,7 @@ def result_to_letter(result: RolloutResult, request_id: int) -> Letter:
 
 
 def letter_to_result(letter: Letter) -> RolloutResult:
-    """Read a rollout's result."""
+    """Read a rollout's result, packed."""
     episodes = [EpisodeStatistics(**episode) for episode in read_maps(letter.body, "episodes")]  # type: ignore[arg-type]
     return RolloutResult(
         columns=_ungroup("columns", letter.arrays),

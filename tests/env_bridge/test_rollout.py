@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from env_bridge.rollout import RolloutCancelled, run_rollout
-from env_bridge.vector_env import VectorEnv
+from env_bridge.vector_env import Step, VectorEnv
 from swarm.environment import RolloutRequest, RolloutResult, TaskParameters
 from swarm.errors import ActionError, ConfigError
 from swarm.policy import PolicyInput
@@ -106,6 +107,27 @@ def test_finished_episode_restarts_in_the_same_step_and_keeps_its_true_last_obse
     first = result.episodes[0]
     assert (first.environment, first.length, first.terminated) == (0, 4, False)
     assert first.total_reward == pytest.approx(float(columns["reward"][:4, 0].sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [60, None])
+def test_what_follows_each_row_is_what_the_environment_showed_before_any_reset(
+    num_steps: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[NDArray[np.float32]] = []
+    step = VectorEnv.step
+
+    def watched(*given: Any) -> Step:
+        result = step(*given)
+        shown.append(result.observation.astype(np.float32))
+        return result
+
+    monkeypatch.setattr(VectorEnv, "step", watched)
+    columns = run_rollout(request("Hopper-v4", num_steps, noise_seed=5, max_episode_steps=40)).columns
+    valid, ended = columns["valid"], columns["terminated"] | columns["truncated"]
+    assert columns["terminated"].any(), "the test wants falls inside"
+    np.testing.assert_array_equal(columns["next_observation"][valid], np.stack(shown)[valid])
+    going_on = (valid & ~ended)[:-1]
+    np.testing.assert_array_equal(columns["next_observation"][:-1][going_on], columns["observation"][1:][going_on])
 
 
 def test_one_episode_each_masks_what_follows_the_end() -> None:

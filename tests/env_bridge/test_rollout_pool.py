@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from env_bridge.rollout import RolloutCancelled, run_rollout
+from env_bridge.rollout import RolloutCancelled, run_packed, run_rollout, unpack
 from env_bridge.rollout_pool import RolloutPool, join, split
+from env_bridge.vector_env import VectorEnv
 from swarm.environment import RolloutRequest, RolloutResult, TaskParameters
 from swarm.errors import ConfigError
 
@@ -48,23 +49,27 @@ def never() -> bool:
     return False
 
 
+def performed(pool: RolloutPool, wanted: RolloutRequest) -> RolloutResult:
+    return unpack(pool.perform(wanted, never))
+
+
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("changes", [{}, {"num_steps": None}, {"record_qpos": True}])
 def test_shares_put_together_are_the_whole(parts: int, changes: dict[str, object]) -> None:
     whole = run_rollout(request(**changes))
     shares = split(request(**changes), parts)
     assert len(shares) == parts
-    results = [run_rollout(part, share=share) for part, share in shares]
+    results = [run_packed(part, VectorEnv(part.env_id, len(part.tasks)), share=share) for part, share in shares]
     assert whole.episodes, "the test wants ends inside"
-    assert_same(join(results, [share for _, share in shares]), whole)
+    assert_same(unpack(join(results, [share for _, share in shares])), whole)
 
 
 def test_two_workers_give_the_bits_of_one_process_and_continue_from_a_snapshot(pool: RolloutPool) -> None:
     whole = run_rollout(request())
-    shared = pool.perform(request(), never)
+    shared = performed(pool, request())
     assert_same(shared, whole)
     following = request(snapshot=whole.snapshot, policy_state=whole.policy_state, seed=9)
-    assert_same(pool.perform(following, never), run_rollout(following))
+    assert_same(performed(pool, following), run_rollout(following))
 
 
 @pytest.mark.parametrize(("sign", "patience_s"), [(signal.SIGKILL, 60.0), (signal.SIGSTOP, 8.0)])
@@ -74,11 +79,11 @@ def test_worker_that_is_killed_or_hangs_is_replaced_and_its_share_performed_agai
     pool = RolloutPool(2, patience_s=patience_s)
     try:
         expected = run_rollout(request())
-        assert_same(pool.perform(request(), never), expected)
+        assert_same(performed(pool, request()), expected)
         worker = pool._workers[0]
         assert worker is not None
         os.kill(worker.process.pid, sign)
-        assert_same(pool.perform(request(), never), expected)
+        assert_same(performed(pool, request()), expected)
         assert pool.num_replaced == 1
     finally:
         pool.close()
@@ -96,10 +101,10 @@ def test_cancelled_rollout_leaves_no_worker_behind_with_half_of_it(pool: Rollout
         pool.perform(request(num_steps=100_000, max_episode_steps=1000, tasks=TASKS[:16]), should_stop)
     assert started.is_set()
     assert time.monotonic() - begun < 30
-    assert_same(pool.perform(request(), never), run_rollout(request()))
+    assert_same(performed(pool, request()), run_rollout(request()))
 
 
 def test_error_of_a_share_is_the_error_of_the_rollout(pool: RolloutPool) -> None:
     with pytest.raises(ConfigError, match="unknown policy 'randomm'"):
         pool.perform(request(policy="randomm"), never)
-    assert_same(pool.perform(request(), never), run_rollout(request()))
+    assert_same(performed(pool, request()), run_rollout(request()))

@@ -206,7 +206,7 @@ def header(**changes: object) -> bytes:
 
 RUBBISH = {
     "no frames": [b""],
-    "other magic": [b"bridge2", header()],
+    "other magic": [b"bridge1", header()],
     "not msgpack": [MAGIC, b"\xc1"],
     "claimed array of 4 billion": [MAGIC, b"\xdd\xff\xff\xff\xff"],
     "deep nesting": [MAGIC, b"\x91" * 100_000],
