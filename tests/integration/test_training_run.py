@@ -26,9 +26,10 @@ from agents.plan import SHARED
 from agents.rollouts import evaluation_blocks
 from env_bridge.rollout import run_rollout
 from swarm.environment import RolloutRequest, TaskParameters
-from tests.integration.training_runs import FinishedRun, smoke, train
+from tests.integration.training_runs import FinishedRun, smoke, train, train_side_by_side
 
 pytestmark = pytest.mark.timeout(300)
+TOPICS = ("proposals", "gradients", "evaluations")
 
 
 @pytest.fixture(scope="module")
@@ -135,20 +136,32 @@ def test_another_seed_changes_the_weights(reference_run: FinishedRun, tmp_path: 
     assert run.outcome.weights_digest != reference_run.outcome.weights_digest
 
 
-@pytest.mark.parametrize("topic", ["proposals", "gradients", "evaluations"])
+@pytest.fixture(scope="module")
+def disturbed_runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, str], FinishedRun]:
+    """A run for each fault of each topic. Where a topic is stopped, they wait and try again: all at the same time."""
+    folder = tmp_path_factory.mktemp("disturbed")
+    replaced = {folder / f"replace-{topic}": [f"faults.replace={topic}"] for topic in TOPICS}
+    stopped = ({folder / f"stop-{topic}": [f"faults.stop={topic}", "rounds.patience_s=1"]} for topic in TOPICS)
+    runs = train_side_by_side(replaced, *stopped)
+    return {(fault, topic): runs[folder / f"{fault}-{topic}"] for fault in ("replace", "stop") for topic in TOPICS}
+
+
+@pytest.mark.parametrize("topic", TOPICS)
 def test_replacing_the_payloads_of_a_topic_changes_the_weights(
-    reference_run: FinishedRun, tmp_path: Path, topic: str
+    reference_run: FinishedRun, disturbed_runs: Mapping[tuple[str, str], FinishedRun], topic: str
 ) -> None:
-    run = train(tmp_path / "run", [f"faults.replace={topic}"])
-    assert run.outcome.status == "done", run.outcome.reason
-    assert run.outcome.weights_digest != reference_run.outcome.weights_digest
+    outcome = disturbed_runs["replace", topic].outcome
+    assert outcome.status == "done", outcome.reason
+    assert outcome.weights_digest != reference_run.outcome.weights_digest
 
 
-@pytest.mark.parametrize("topic", ["proposals", "gradients", "evaluations"])
-def test_stopping_a_topic_is_noticed_and_named(tmp_path: Path, topic: str) -> None:
-    run = train(tmp_path / "run", [f"faults.stop={topic}", "rounds.patience_s=2"])
-    assert run.outcome.status == "failed"
-    assert topic in run.outcome.reason
+@pytest.mark.parametrize("topic", TOPICS)
+def test_stopping_a_topic_is_noticed_and_named(
+    disturbed_runs: Mapping[tuple[str, str], FinishedRun], topic: str
+) -> None:
+    outcome = disturbed_runs["stop", topic].outcome
+    assert outcome.status == "failed"
+    assert topic in outcome.reason
 
 
 def children_by_name(parent: int) -> dict[str, psutil.Process]:

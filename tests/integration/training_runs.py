@@ -68,9 +68,35 @@ def train(
     resume: bool = False,
 ) -> FinishedRun:
     """Run the smoke scenario to its end in ``path``."""
+    return asyncio.run(_train(path, overrides, after_round, resume=resume))
+
+
+def train_side_by_side(*rows: Mapping[Path, Sequence[str]]) -> dict[Path, FinishedRun]:
+    """Run the smoke scenario in each of the paths with its overrides: those of a row one by one, the rows at once.
+
+    For runs that mostly wait, and others meanwhile.
+    """
+    finished: dict[Path, FinishedRun] = {}
+
+    async def train_row(row: Mapping[Path, Sequence[str]]) -> None:
+        for path, overrides in row.items():
+            finished[path] = await _train(path, overrides, None, resume=False)
+
+    async def train_rows() -> None:
+        async with asyncio.TaskGroup() as group:
+            for row in rows:
+                group.create_task(train_row(row))
+
+    asyncio.run(train_rows())
+    return finished
+
+
+async def _train(
+    path: Path, overrides: Sequence[str], after_round: Callable[[int], None] | None, *, resume: bool
+) -> FinishedRun:
     scenario = smoke(*overrides)
     if not resume:
         RunDirectory.create(path, scenario)
     heard = Recorder(after_round=after_round)
-    outcome = asyncio.run(run_scenario(scenario, path, observer=Observers([heard]), resume=resume))
+    outcome = await run_scenario(scenario, path, observer=Observers([heard]), resume=resume)
     return FinishedRun(outcome, heard, path)
