@@ -68,9 +68,9 @@ def _digest(function: Callable[..., Any]) -> str:
 
 @contextmanager
 def alone_while_compiling(function: Callable[..., object]) -> Iterator[None]:
-    """Guard a call of a function that `compiled_and_kept` made: of many processes one compiles, the others wait.
+    """Guard a call of a function that `compiled_and_kept` made: of many processes one compiles it, the others wait.
 
-    Nothing is waited for once the function has been called in this process.
+    Nothing is waited for once the function has been called in this process, nor for the compiling of other functions.
     """
     dispatcher = cast(Any, function)
     if dispatcher.signatures:
@@ -78,6 +78,6 @@ def alone_while_compiling(function: Callable[..., object]) -> Iterator[None]:
         return
     folder = Path(dispatcher.stats.cache_path)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "compiling.lock").open("w") as lock:
+    with (folder / f"{dispatcher.py_func.__name__}.compiling.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
