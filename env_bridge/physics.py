@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import mujoco
+import numba
 import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
@@ -232,7 +233,7 @@ class RobotSimulation:
         robot = self._robot
         assert self._before is not None, "send comes first"
         position = robot.locate(self._fields)
-        velocity, goals = (position - self._before) / self.timestep_s, self._goals.at(position)
+        velocity, goals = _velocity(self._before, position, self.timestep_s), self._goals.at(position)
         self._before = position
         self._transition = Transition(
             fields=self._fields, position=position, velocity=velocity, action=self._board.action, goals=goals
@@ -294,6 +295,15 @@ class RobotSimulation:
     def close(self) -> None:
         """End the rest of the crew."""
         self.crew.close()
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _velocity(before: Any, after: Any, timestep_s: float) -> Any:  # noqa: ANN401
+    velocity = np.empty(after.shape)
+    for e in range(after.shape[0]):
+        for axis in range(after.shape[1]):
+            velocity[e, axis] = (after[e, axis] - before[e, axis]) / timestep_s
+    return velocity
 
 
 def check_state(state: Mapping[str, NDArray[np.generic]], expected: Mapping[str, tuple[int, ...]]) -> None:

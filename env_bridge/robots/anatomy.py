@@ -22,9 +22,6 @@ FieldSource: TypeAlias = Callable[[mujoco.MjModel, mujoco.MjData], Floats]
 ConstantSource: TypeAlias = Callable[[mujoco.MjModel], Floats]
 Info: TypeAlias = dict[str, NDArray[Any]]
 
-UNROLLED: Final = 8
-"""From so many numbers on, numpy adds them up in eight parts; below, one after the other."""
-
 
 class Transition(NamedTuple):
     """One step of all environments, as a robot judges it.
@@ -149,42 +146,40 @@ def along_x(qpos: Floats) -> Floats:
     return position
 
 
-def sum_of_squares(rows: Floats) -> Floats:
-    """Sum over each row of (E, N), in the order of ``np.sum(np.square(row))``: rows are contiguous for the sum."""
-    total: Floats = np.add.reduce(np.square(rows, order="C"), axis=1)
-    return total
-
-
-def control_cost(weight: float, action: NDArray[np.floating]) -> NDArray[np.floating]:
-    """``weight`` · Σ action², (E,), in the precision of ``action`` (float32 where Gymnasium uses the action itself)."""
-    if action.shape[1] < UNROLLED:
-        return _short_control_cost(weight, action)  # type: ignore[no-any-return]
-    cost: NDArray[np.floating] = weight * np.add.reduce(np.square(action, order="C"), axis=1)
-    return cost
-
-
-@numba.njit(cache=True)
-def _short_control_cost(weight: float, action: Any) -> Any:  # noqa: ANN401 - one function for both precisions
-    cost = np.empty(action.shape[0], action.dtype)
-    factor = action.dtype.type(weight)
-    for e in range(len(cost)):
-        total = action.dtype.type(0)
-        for a in range(action.shape[1]):
-            total += action[e, a] * action[e, a]
-        cost[e] = factor * total
-    return cost
-
-
-def survival(version: int, healthy: NDArray[np.bool_], reward: float, *, terminates: bool) -> NDArray[Any]:
-    """Healthy reward (E,). Version 4 pays it on the terminal step too, and always as float64."""
-    if version == 4:
-        paid = np.ones(len(healthy)) if terminates else healthy.astype(np.float64)
-        return paid * reward
-    earned: NDArray[Any] = healthy * reward
-    return earned
+def as_type_of(bonus: float, survive: Floats) -> NDArray[Any]:
+    """Healthy rewards (E,) as Gymnasium's version 5 has them: integers where the option ``healthy_reward`` is one."""
+    return survive.astype(np.int64) if isinstance(bonus, int) else survive
 
 
 def distance_from_origin(position: Floats) -> Floats:
     """Euclidean norm (E,) of positions (E, 2), by the dot product that ``np.linalg.norm`` uses for one vector."""
     distance: Floats = np.sqrt(np.vecdot(position, position))
     return distance
+
+
+def _does_dot_fuse() -> bool:
+    """Whether that dot product, on this processor, rounds only after a multiplication and an addition."""
+    vectors = np.random.default_rng(0).standard_normal((64, 2))
+    return not np.array_equal(np.vecdot(vectors, vectors), np.add(*np.square(vectors.T)))
+
+
+DOT_FUSES: Final = _does_dot_fuse()
+
+
+def place(position: Floats) -> Info:
+    """What robots that move in the plane tell of their position (E, 2)."""
+    x, y, distance = _place(position)
+    return {
+        "x_position": x,
+        "y_position": y,
+        "distance_from_origin": distance_from_origin(position) if DOT_FUSES else distance,
+    }
+
+
+@numba.njit(cache=True, nogil=True)
+def _place(position: Any) -> Any:  # noqa: ANN401
+    columns = np.empty((3, len(position)))
+    for e in range(len(position)):
+        x, y = position[e, 0], position[e, 1]
+        columns[0, e], columns[1, e], columns[2, e] = x, y, np.sqrt(x * x + y * y)
+    return columns

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import mujoco
+import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from env_bridge.robots.anatomy import (
     ConstantSource,
@@ -18,16 +18,15 @@ from env_bridge.robots.anatomy import (
     Info,
     Judgement,
     Transition,
-    control_cost,
-    distance_from_origin,
+    as_type_of,
     flatten,
+    place,
     read_contact_forces,
     read_qpos,
     read_qvel,
-    sum_of_squares,
-    survival,
 )
 from env_bridge.robots.options import Reader, body, count, flag, limits, number, path, scale
+from env_bridge.robots.sums import sum_of_squares
 
 _BOTH: Final[Mapping[str, Reader]] = {
     "xml_file": path,
@@ -132,39 +131,36 @@ class Ant:
         """Position of the main body, (E, 2)."""
         return fields["torso"].copy()
 
-    def is_healthy(self, fields: Fields) -> NDArray[np.bool_]:
-        """State finite and height inside its closed range, (E,)."""
-        height = fields["qpos"][:, 2]
-        low, high = self.healthy_z_range
-        healthy: NDArray[np.bool_] = (low <= height) & (height <= high)
-        for state in (fields["qpos"], fields["qvel"]):
-            healthy &= np.logical_and.reduce(np.isfinite(state), axis=1)
-        return healthy
-
     def judge(self, transition: Transition) -> Judgement:
-        """Forward and healthy reward minus control and contact cost; terminated where unhealthy."""
-        healthy, terminates = self.is_healthy(transition.fields), self.terminate_when_unhealthy
+        """Forward and healthy reward minus control and contact cost; terminated where unhealthy.
+
+        Healthy is a finite state with its height inside the closed range.
+        """
         forward = transition.goals.forward_reward(self.forward_reward_weight, transition.velocity)
-        survive = survival(self.version, healthy, self.healthy_reward, terminates=terminates)
-        costs = control = control_cost(self.ctrl_cost_weight, transition.action)
-        contact: Floats | None = None
-        if self.reads_contact_forces:
-            forces = flatten(self._contact_forces(transition.fields))
-            contact = self.contact_cost_weight * sum_of_squares(forces)
-            costs = control + contact
+        qpos, qvel, pays_contacts = transition.fields["qpos"], transition.fields["qvel"], self.reads_contact_forces
+        is_v4, terminates, bonus = self.version == 4, self.terminate_when_unhealthy, self.healthy_reward
+        (reward, survive, contact), control, terminated = _judge(
+            forward,
+            transition.action,
+            flatten(self._contact_forces(transition.fields)) if pays_contacts else np.empty((len(forward), 0)),
+            (float(bonus), float(self.ctrl_cost_weight), float(self.contact_cost_weight)),
+            (qpos[:, 2], qpos, qvel),
+            self.healthy_z_range,
+            (is_v4, terminates, pays_contacts),
+        )
         return Judgement(
-            reward=forward + survive - costs,
-            terminated=~healthy if terminates else np.zeros_like(healthy),
+            reward=reward,
+            terminated=terminated,
             forward=forward,
             control=control,
-            survive=survive,
-            contact=contact,
+            survive=survive if is_v4 else as_type_of(bonus, survive),
+            contact=contact if pays_contacts else None,
         )
 
     def info(self, transition: Transition, judgement: Judgement) -> Info:
         """Position and velocity of the main body, and the terms of the reward."""
         assert judgement.survive is not None, "judged by another robot"
-        velocity = {"x_velocity": transition.velocity[:, 0].copy(), "y_velocity": transition.velocity[:, 1].copy()}
+        velocity = dict(zip(("x_velocity", "y_velocity"), transition.velocity.T.copy(), strict=True))
         if self.version == 4:
             # Gymnasium's v4 puts the contact cost, where there is one, into the place of the control cost.
             cost = judgement.control if judgement.contact is None else judgement.contact
@@ -172,13 +168,13 @@ class Ant:
                 "reward_forward": judgement.forward,
                 "reward_ctrl": -cost,
                 "reward_survive": judgement.survive,
-                **_place(transition.position),
+                **place(transition.position),
                 **velocity,
                 "forward_reward": judgement.forward.copy(),
             }
         assert judgement.contact is not None, "judged by another robot"
         return {
-            **_place(transition.fields["qpos"][:, :2]),
+            **place(transition.fields["qpos"][:, :2]),
             **velocity,
             "reward_forward": judgement.forward,
             "reward_ctrl": -judgement.control,
@@ -188,15 +184,33 @@ class Ant:
 
     def reset_info(self, fields: Fields) -> Info:
         """Position, in v5."""
-        return {} if self.version == 4 else _place(fields["qpos"][:, :2])
+        return {} if self.version == 4 else place(fields["qpos"][:, :2])
 
 
-def _place(position: Floats) -> Info:
-    return {
-        "x_position": position[:, 0].copy(),
-        "y_position": position[:, 1].copy(),
-        "distance_from_origin": distance_from_origin(position),
-    }
+@numba.njit(cache=True, nogil=True)
+def _is_finite(state: Any, e: int) -> bool:  # noqa: ANN401
+    finite = True
+    for k in range(state.shape[1]):
+        finite &= np.isfinite(state[e, k])
+    return bool(finite)
+
+
+@numba.njit(cache=True, nogil=True)
+def _judge(forward: Any, action: Any, forces: Any, weights: Any, state: Any, z_range: Any, flags: Any) -> Any:  # noqa: ANN401
+    (bonus, control_weight, contact_weight), (is_v4, terminates, pays_contacts) = weights, flags
+    (height, qpos, qvel), num_envs, exact = state, len(forward), action.dtype.type
+    terms, control, terminated = np.empty((3, num_envs)), np.empty(num_envs, action.dtype), np.empty(num_envs, np.bool_)
+    for e in range(num_envs):
+        healthy = z_range[0] <= height[e] <= z_range[1] and _is_finite(qpos, e) and _is_finite(qvel, e)
+        survive = bonus * (1.0 if healthy or (is_v4 and terminates) else 0.0)
+        control[e] = exact(control_weight) * sum_of_squares(action, e)
+        costs = np.float64(control[e])
+        if pays_contacts:
+            terms[2, e] = contact_weight * sum_of_squares(forces, e)
+            costs += terms[2, e]
+        terms[0, e], terms[1, e] = forward[e] + survive - costs, survive
+        terminated[e] = terminates and not healthy
+    return terms, control, terminated
 
 
 def ant(version: int) -> Ant:

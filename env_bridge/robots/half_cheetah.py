@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import numba
 import numpy as np
 
 from env_bridge.robots.anatomy import (
@@ -17,11 +18,11 @@ from env_bridge.robots.anatomy import (
     Judgement,
     Transition,
     along_x,
-    control_cost,
     read_qpos,
     read_qvel,
 )
 from env_bridge.robots.options import Reader, count, flag, number, path, scale
+from env_bridge.robots.sums import sum_of_squares
 
 _BOTH: Final[Mapping[str, Reader]] = {
     "forward_reward_weight": number,
@@ -82,9 +83,9 @@ class HalfCheetah:
     def judge(self, transition: Transition) -> Judgement:
         """Forward reward minus control cost; never terminated."""
         forward = transition.goals.forward_reward(self.forward_reward_weight, transition.velocity)
-        control = control_cost(self.ctrl_cost_weight, transition.action)
-        terminated = np.zeros(len(forward), dtype=np.bool_)
-        return Judgement(reward=forward - control, terminated=terminated, forward=forward, control=control)
+        weight, action = float(self.ctrl_cost_weight), transition.action
+        reward, control, terminated = _judge(forward, weight, action)
+        return Judgement(reward=reward, terminated=terminated, forward=forward, control=control)
 
     def info(self, transition: Transition, judgement: Judgement) -> Info:
         """Position and velocity along x, and the terms of the reward."""
@@ -98,6 +99,16 @@ class HalfCheetah:
     def reset_info(self, fields: Fields) -> Info:
         """Position along x, in v5."""
         return {} if self.version == 4 else {"x_position": fields["qpos"][:, 0].copy()}
+
+
+@numba.njit(cache=True, nogil=True)
+def _judge(forward: Any, weight: float, action: Any) -> Any:  # noqa: ANN401
+    num_envs, exact = len(forward), action.dtype.type
+    reward, control, terminated = np.empty(num_envs), np.empty(num_envs, action.dtype), np.zeros(num_envs, np.bool_)
+    for e in range(num_envs):
+        control[e] = exact(weight) * sum_of_squares(action, e)
+        reward[e] = forward[e] - control[e]
+    return reward, control, terminated
 
 
 def half_cheetah(version: int) -> HalfCheetah:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import mujoco
+import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from env_bridge.robots.anatomy import (
     ConstantSource,
@@ -18,16 +18,15 @@ from env_bridge.robots.anatomy import (
     Info,
     Judgement,
     Transition,
-    control_cost,
-    distance_from_origin,
+    as_type_of,
     flatten,
+    place,
     read_contact_forces,
     read_qpos,
     read_qvel,
-    sum_of_squares,
-    survival,
 )
 from env_bridge.robots.options import Reader, count, flag, limits, number, path, scale
+from env_bridge.robots.sums import sum_of_squares
 
 FREE_JOINT: Final = 6  # velocities of the floating base, which no actuator moves
 
@@ -103,6 +102,36 @@ def read_total_mass(model: mujoco.MjModel) -> Floats:
     return np.array(model.body_mass.sum())
 
 
+def _does_einsum_fuse() -> bool:
+    """Whether NumPy's ``einsum`` on this processor rounds only after a multiplication and an addition."""
+    factor = 1.0 + 2.0**-30
+    difference = np.einsum("b,bj->j", np.array([-1.0, factor]), np.array([[1.0 + 2.0**-29] * 3, [factor] * 3]))
+    return bool(difference.any())
+
+
+EINSUM_FUSES: Final = _does_einsum_fuse()
+
+
+def centres_of_mass(masses: Floats, positions: Floats, total: Floats) -> Floats:
+    """Centres in the x-y plane, (E, 2), of bodies with ``masses`` (E, B), (E,) in ``total``, at (E, B, 3)."""
+    if EINSUM_FUSES:
+        centres: Floats = np.einsum("eb,ebj->ej", masses, positions)[:, :2] / total[:, None]
+        return centres
+    return _centres_of_mass(masses, positions, total)  # type: ignore[no-any-return]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _centres_of_mass(masses: Any, positions: Any, total: Any) -> Any:  # noqa: ANN401
+    centres = np.empty((len(total), 2))
+    for e in range(len(total)):
+        x, y = 0.0, 0.0
+        for b in range(masses.shape[1]):
+            x += masses[e, b] * positions[e, b, 0]
+            y += masses[e, b] * positions[e, b, 1]
+        centres[e, 0], centres[e, 1] = x / total[e], y / total[e]
+    return centres
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Humanoid:
     """A two-legged robot of 17 joints; it terminates when its torso is too low or too high.
@@ -175,51 +204,43 @@ class Humanoid:
 
     def locate(self, fields: Fields) -> Floats:
         """Position of the centre of mass, (E, 2), summed over bodies as Gymnasium's ``einsum`` does for one robot."""
-        weighted = np.einsum("eb,ebj->ej", fields["body_mass"], fields["xipos"])
-        centre: Floats = weighted[:, :2] / fields["total_mass"][:, None]
-        return centre
-
-    def is_healthy(self, fields: Fields) -> NDArray[np.bool_]:
-        """Height inside its open range, (E,)."""
-        height = fields["qpos"][:, 2]
-        low, high = self.healthy_z_range
-        healthy: NDArray[np.bool_] = (low < height) & (height < high)
-        return healthy
+        return centres_of_mass(fields["body_mass"], fields["xipos"], fields["total_mass"])
 
     def judge(self, transition: Transition) -> Judgement:
-        """Forward and healthy reward minus control cost (and, in v5, contact cost); terminated where unhealthy."""
-        healthy, terminates = self.is_healthy(transition.fields), self.terminate_when_unhealthy
+        """Forward and healthy reward minus control cost (and, in v5, contact cost); terminated where unhealthy.
+
+        Healthy is a height inside the open range.
+        """
         forward = transition.goals.forward_reward(self.forward_reward_weight, transition.velocity)
-        survive = survival(self.version, healthy, self.healthy_reward, terminates=terminates)
-        # Gymnasium squares data.ctrl here, which holds the float32 action as float64.
-        costs = control = control_cost(self.ctrl_cost_weight, transition.action.astype(np.float64))
-        contact: Floats | None = None
-        if self.version == 5:
-            forces = flatten(transition.fields["cfrc_ext"])
-            contact = (self.contact_cost_weight * sum_of_squares(forces)).clip(*self.contact_cost_range)
-            costs = control + contact
+        is_v4, terminates, bonus = self.version == 4, self.terminate_when_unhealthy, self.healthy_reward
+        (reward, survive, control, contact), terminated = _judge(
+            forward,
+            transition.fields["qpos"][:, 2],
+            transition.action,
+            flatten(transition.fields["cfrc_ext"]),
+            (float(bonus), float(self.ctrl_cost_weight), float(self.contact_cost_weight)),
+            (self.healthy_z_range, self.contact_cost_range),
+            (is_v4, terminates),
+        )
         return Judgement(
-            reward=forward + survive - costs,
-            terminated=~healthy if terminates else np.zeros_like(healthy),
+            reward=reward,
+            terminated=terminated,
             forward=forward,
             control=control,
-            survive=survive,
-            contact=contact,
+            survive=survive if is_v4 else as_type_of(bonus, survive),
+            contact=None if is_v4 else contact,
         )
 
     def info(self, transition: Transition, judgement: Judgement) -> Info:
         """Position, velocity of the centre of mass, the terms of the reward and, in v5, the tendons."""
         assert judgement.survive is not None, "judged by another robot"
-        velocity = {"x_velocity": transition.velocity[:, 0].copy(), "y_velocity": transition.velocity[:, 1].copy()}
+        velocity = dict(zip(("x_velocity", "y_velocity"), transition.velocity.T.copy(), strict=True))
         if self.version == 4:
-            position = transition.position
             return {
                 "reward_linvel": judgement.forward,
                 "reward_quadctrl": -judgement.control,
                 "reward_alive": judgement.survive,
-                "x_position": position[:, 0].copy(),
-                "y_position": position[:, 1].copy(),
-                "distance_from_origin": distance_from_origin(position),
+                **place(transition.position),
                 **velocity,
                 "forward_reward": judgement.forward.copy(),
             }
@@ -237,14 +258,37 @@ class Humanoid:
         """Position of the torso and the tendons, in v5."""
         if self.version == 4:
             return {}
-        position = fields["qpos"][:, :2]
+        told = place(fields["qpos"][:, :2])
         return {
-            "x_position": position[:, 0].copy(),
-            "y_position": position[:, 1].copy(),
+            "x_position": told["x_position"],
+            "y_position": told["y_position"],
             "tendon_length": fields["ten_length"].copy(),
             "tendon_velocity": fields["ten_velocity"].copy(),
-            "distance_from_origin": distance_from_origin(position),
+            "distance_from_origin": told["distance_from_origin"],
         }
+
+
+@numba.njit(cache=True, nogil=True)
+def _judge(forward: Any, height: Any, action: Any, forces: Any, weights: Any, ranges: Any, flags: Any) -> Any:  # noqa: ANN401
+    (bonus, control_weight, contact_weight), (z_range, contact_range), (is_v4, terminates) = weights, ranges, flags
+    num_envs = len(forward)
+    terms, terminated = np.empty((4, num_envs)), np.empty(num_envs, np.bool_)
+    control = action.astype(np.float64)  # as in data.ctrl, which Gymnasium squares here
+    for e in range(num_envs):
+        healthy = z_range[0] < height[e] < z_range[1]
+        survive = bonus * (1.0 if healthy or (is_v4 and terminates) else 0.0)
+        costs = control_cost = control_weight * sum_of_squares(control, e)
+        if not is_v4:
+            contact_cost = contact_weight * sum_of_squares(forces, e)
+            if contact_cost < contact_range[0]:
+                contact_cost = contact_range[0]
+            elif contact_cost > contact_range[1]:
+                contact_cost = contact_range[1]
+            costs += contact_cost
+            terms[3, e] = contact_cost
+        terms[0, e], terms[1, e], terms[2, e] = forward[e] + survive - costs, survive, control_cost
+        terminated[e] = terminates and not healthy
+    return terms, terminated
 
 
 def humanoid(version: int) -> Humanoid:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import mujoco
+import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from env_bridge.robots.anatomy import (
     ConstantSource,
@@ -19,14 +19,15 @@ from env_bridge.robots.anatomy import (
     Judgement,
     Transition,
     along_x,
-    control_cost,
+    as_type_of,
     read_qpos,
     read_qvel,
-    survival,
 )
 from env_bridge.robots.options import Reader, count, flag, limits, number, path, scale
+from env_bridge.robots.sums import sum_of_squares
 
 MAX_OBSERVED_SPEED: Final = 10.0
+UNLIMITED: Final = (-float("inf"), float("inf"))
 
 _BOTH: Final[Mapping[str, Reader]] = {
     "forward_reward_weight": number,
@@ -101,29 +102,28 @@ class Walker:
         """Position of the torso along x, (E, 2)."""
         return along_x(fields["qpos"])
 
-    def is_healthy(self, fields: Fields) -> NDArray[np.bool_]:
-        """Height, angle and (Hopper) all other state inside their open ranges, (E,)."""
-        height, angle = fields["qpos"][:, 1], fields["qpos"][:, 2]
-        healthy: NDArray[np.bool_] = (self.healthy_z_range[0] < height) & (height < self.healthy_z_range[1])
-        healthy &= (self.healthy_angle_range[0] < angle) & (angle < self.healthy_angle_range[1])
-        if self.healthy_state_range is not None:
-            low, high = self.healthy_state_range
-            for state in (fields["qpos"][:, 2:], fields["qvel"]):
-                healthy &= np.logical_and.reduce((low < state) & (state < high), axis=1)
-        return healthy
-
     def judge(self, transition: Transition) -> Judgement:
-        """Forward and healthy reward minus control cost; terminated where unhealthy."""
-        healthy, terminates = self.is_healthy(transition.fields), self.terminate_when_unhealthy
+        """Forward and healthy reward minus control cost; terminated where unhealthy.
+
+        Healthy are height, angle and (Hopper) all other state inside their open ranges.
+        """
         forward = transition.goals.forward_reward(self.forward_reward_weight, transition.velocity)
-        survive = survival(self.version, healthy, self.healthy_reward, terminates=terminates)
-        control = control_cost(self.ctrl_cost_weight, transition.action)
+        qpos, qvel, state_range = transition.fields["qpos"], transition.fields["qvel"], self.healthy_state_range
+        is_v4, terminates, bonus = self.version == 4, self.terminate_when_unhealthy, self.healthy_reward
+        (reward, survive), control, terminated = _judge(
+            forward,
+            transition.action,
+            (float(bonus), float(self.ctrl_cost_weight)),
+            (qpos[:, 1], qpos[:, 2], qpos[:, 2:], qvel),
+            (self.healthy_z_range, self.healthy_angle_range, state_range or UNLIMITED),
+            (is_v4, terminates, state_range is not None),
+        )
         return Judgement(
-            reward=forward + survive - control,
-            terminated=~healthy if terminates else np.zeros_like(healthy),
+            reward=reward,
+            terminated=terminated,
             forward=forward,
             control=control,
-            survive=survive,
+            survive=survive if is_v4 else as_type_of(bonus, survive),
         )
 
     def info(self, transition: Transition, judgement: Judgement) -> Info:
@@ -150,6 +150,31 @@ class Walker:
     def _height_gained(self, fields: Fields) -> Floats:
         gained: Floats = fields["qpos"][:, 1] - fields["initial_height"]
         return gained
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_inside(limits: Any, state: Any, e: int) -> bool:  # noqa: ANN401
+    inside = True
+    for k in range(state.shape[1]):
+        inside &= limits[0] < state[e, k] < limits[1]
+    return inside
+
+
+@numba.njit(cache=True, nogil=True)
+def _judge(forward: Any, action: Any, weights: Any, state: Any, ranges: Any, flags: Any) -> Any:  # noqa: ANN401
+    (bonus, weight), (is_v4, terminates, looks_at_all), exact = weights, flags, action.dtype.type
+    (height, angle, shape, qvel), (z_range, angle_range, state_range) = state, ranges
+    num_envs = len(forward)
+    terms, control, terminated = np.empty((2, num_envs)), np.empty(num_envs, action.dtype), np.empty(num_envs, np.bool_)
+    for e in range(num_envs):
+        healthy = z_range[0] < height[e] < z_range[1] and angle_range[0] < angle[e] < angle_range[1]
+        if looks_at_all:
+            healthy &= _is_inside(state_range, shape, e) and _is_inside(state_range, qvel, e)
+        survive = bonus * (1.0 if healthy or (is_v4 and terminates) else 0.0)
+        control[e] = exact(weight) * sum_of_squares(action, e)
+        terms[0, e], terms[1, e] = forward[e] + survive - control[e], survive
+        terminated[e] = terminates and not healthy
+    return terms, control, terminated
 
 
 def walker2d(version: int) -> Walker:

@@ -13,9 +13,12 @@ from gymnasium.envs.mujoco.humanoid_v5 import mass_center
 from numpy.typing import NDArray
 
 from env_bridge import BridgeVectorEnv
+from env_bridge.goals import make_goals
 from env_bridge.robots import PICTURE_OPTIONS, robot_for
-from env_bridge.robots.anatomy import control_cost, distance_from_origin, sum_of_squares
+from env_bridge.robots.anatomy import Judgement, Transition, distance_from_origin, place
 from env_bridge.robots.half_cheetah import HalfCheetah
+from env_bridge.robots.humanoid import centres_of_mass
+from env_bridge.robots.sums import sum_of_squares
 from env_bridge.vector_env import VectorEnv
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError
@@ -145,6 +148,15 @@ def test_model_that_lacks_what_the_robot_reads_is_one_line(env_id: str, options:
     assert "\n" not in str(caught.value)
 
 
+def judge_state(robot: Any, qpos: NDArray[np.float64], qvel: NDArray[np.float64]) -> Judgement:
+    fields = {"qpos": qpos[None], "qvel": qvel[None], "cfrc_ext": np.zeros((1, 14, 6))}
+    still, goals = np.zeros((1, 2)), make_goals([TaskParameters()], planar=False)
+    judgement: Judgement = robot.judge(
+        Transition(fields=fields, position=still, velocity=still, action=np.zeros((1, 6), np.float32), goals=goals)
+    )
+    return judgement
+
+
 @pytest.mark.parametrize(
     ("env_id", "options"),
     [
@@ -175,9 +187,9 @@ def test_health_is_gymnasiums_at_both_sides_of_every_limit(env_id: str, options:
             before = array[index]
             for value in values:
                 array[index] = value
-                healthy = robot.is_healthy({"qpos": raw.data.qpos[None], "qvel": raw.data.qvel[None]})
-                assert healthy.tolist() == [raw.is_healthy], (index, value)
-                seen.add(bool(healthy[0]))
+                fallen = judge_state(robot, raw.data.qpos, raw.data.qvel).terminated.tolist()
+                assert fallen == [not raw.is_healthy], (index, value)
+                seen |= {*fallen}
             array[index] = before
     assert seen == {False, True}
     raw.close()
@@ -189,17 +201,31 @@ def draw(shape: tuple[int, ...], dtype: type[np.floating]) -> NDArray[Any]:
     return (generator.standard_normal(shape) * 10.0 ** generator.uniform(-3, 3, shape)).astype(dtype)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_compiled_sums_have_numpys_bits_for_any_size_and_layout(dtype: type[np.floating]) -> None:
+    for size in (*range(300), 511, 512, 513, 1000, 4099):
+        row = draw((1, size), dtype)
+        expected = np.sum(np.square(row[0]))
+        for rows in (row, np.asfortranarray(np.repeat(row, 3, axis=0)), np.repeat(row, 2, axis=1)[:, ::2]):
+            assert dtype(sum_of_squares(rows, 0)).tobytes() == expected.tobytes(), (size, rows.strides)
+
+
 @pytest.mark.parametrize("num_envs", [1, 2, 3, 8, 64, 257])
-def test_batched_sums_have_the_bits_of_one_robots_sums(num_envs: int) -> None:
-    for size in (1, 3, 6, 8, 17, 84, 129, 300):
-        action, forces = draw((num_envs, size), np.float32), draw((num_envs, size), np.float64)
-        cost, total = control_cost(0.1, np.asfortranarray(action)), sum_of_squares(np.asfortranarray(forces))
-        assert cost.dtype == np.float32
-        assert cost.tobytes() == np.array([0.1 * np.sum(np.square(row)) for row in action]).tobytes()
-        assert total.tobytes() == np.array([np.sum(np.square(row)) for row in forces]).tobytes()
+def test_batched_distances_have_the_bits_of_one_robots(num_envs: int) -> None:
     position = draw((num_envs, 9), np.float64)[:, :2]
     expected = np.array([np.linalg.norm(row, ord=2) for row in position])
     assert distance_from_origin(position).tobytes() == expected.tobytes()
+    assert place(position)["distance_from_origin"].tobytes() == expected.tobytes()
+
+
+def test_centres_of_mass_have_the_bits_of_einsum() -> None:
+    generator = np.random.default_rng(0)
+    masses, positions = generator.uniform(0, 9, (64, 14)), generator.normal(size=(64, 14, 3))
+    total = masses.sum(axis=1)
+    expected = [np.einsum("b,bj->j", masses[e], positions[e])[:2] / total[e] for e in range(64)]
+    found = centres_of_mass(np.asfortranarray(masses), positions, total)
+    assert found.tobytes() == np.array(expected).tobytes()
+    assert not np.isfinite(centres_of_mass(masses, positions, np.zeros(64))).any()
 
 
 @pytest.mark.parametrize("num_envs", [1, 2, 8, 64])
