@@ -58,6 +58,7 @@ class AutoresetEnv:
         self._mode = mode
         self.pending = np.zeros(env.num_envs, dtype=np.bool_)
         self._resets: Mask | None = None
+        self._reset_rows = np.empty(0, dtype=np.intp)
 
     def reset(self, rows: Mask, options: Mapping[str, Any] | None = None) -> tuple[NDArray[Any], Columns, Told]:
         """Start new episodes in ``rows``, with ``options`` for environments of their own class.
@@ -77,7 +78,8 @@ class AutoresetEnv:
             self.env.send(action)
         else:
             self.env.send(action, ~self._resets)
-            self.env.restart(np.flatnonzero(self._resets).tolist())
+            self._reset_rows = np.flatnonzero(self._resets)
+            self.env.restart(self._reset_rows.tolist())
 
     def wait(self) -> Batch:
         """Finish the step that was begun. Raises ``PeerLost`` where workers are lost again and again."""
@@ -88,10 +90,11 @@ class AutoresetEnv:
             truncated = truncated | step.lost
         columns, told, resets = step.info, step.told, self._resets
         if resets is not None:
-            stepped = ~resets
-            reward, terminated, truncated = np.where(stepped, reward, 0.0), terminated & stepped, truncated & stepped
-            columns = joined(masked(columns, stepped), masked(self.env.reset_info(), resets), resets)
-            told = tuple(sorted((*told, *self.env.told(resets)), key=lambda item: item[0]))
+            for array in (reward, terminated, truncated):
+                array[self._reset_rows] = 0
+            columns = merged(columns, self.env.reset_info(), self._reset_rows)
+            if not columns:
+                told = tuple(sorted((*told, *self.env.told(resets)), key=lambda item: item[0]))
         batch = Batch(
             observation=step.observation,
             reward=reward,
@@ -112,7 +115,8 @@ class AutoresetEnv:
     def _reset_ended(self, batch: Batch, ended: Mask) -> Batch:
         """``SAME_STEP``: keep the last observations and infos aside, and reset."""
         observation, reset_columns, reset_told = self.reset(ended)
-        columns = joined(masked(batch.columns, ~ended), reset_columns, ended)
+        final_columns = masked(batch.columns, ended)
+        columns = merged(batch.columns, reset_columns, np.flatnonzero(ended))
         final = {index: info for index, info in batch.told if ended[index]}
         is_number = isinstance(self.env.simulation.observation_space, Discrete)
         told: list[tuple[int, dict[str, Any]]] = []
@@ -125,7 +129,7 @@ class AutoresetEnv:
             observation=observation,
             columns=columns,
             final_observation=batch.observation,
-            final_columns=masked(batch.columns, ended),
+            final_columns=final_columns,
             told=tuple(sorted(told, key=lambda item: item[0])),
         )
 
@@ -139,15 +143,15 @@ def masked(columns: Mapping[str, NDArray[Any]], rows: Mask) -> Columns:
     return result
 
 
-def joined(first: Columns, second: Columns, rows: Mask) -> Columns:
-    """Columns of both; where a key is in both, ``rows`` are the second's."""
-    result = dict(first)
-    for name, column in second.items():
-        if name in result:
-            result[name] = result[name].copy()
-            result[name][rows] = column[rows]
-        else:
-            result[name] = column
+def merged(stepped: Columns, reset: Columns, rows: NDArray[np.intp]) -> Columns:
+    """Columns of steps that the caller gives away, with what resets told in ``rows``; zeros where nothing was told."""
+    result = dict(stepped)
+    for name, column in reset.items():
+        if name not in result:
+            result[name] = np.zeros_like(column)
+        result[name][rows] = column[rows]
+    for name in stepped.keys() - reset.keys():
+        stepped[name][rows] = 0
     return result
 
 
@@ -158,20 +162,15 @@ def assemble(columns: Columns, step_keys: Sequence[str], reset_keys: Sequence[st
         step_keys: keys that stepped environments told.
         reset_keys: keys that the environments of the mask ``reset`` told.
     """
+    has_reset, stepped = np.count_nonzero(reset) > 0, ~reset
+    has_stepped = not has_reset or np.count_nonzero(stepped) > 0
     infos: dict[str, Any] = {}
-    if not np.count_nonzero(reset):
-        everyone = ~reset
-        for key in step_keys:
-            infos[key] = columns[key]
-            infos[f"_{key}"] = everyone.copy()
-        return infos
-    stepped = ~reset
-    for key, column in columns.items():
-        mask = np.zeros(len(reset), dtype=np.bool_)
-        if key in step_keys:
-            mask |= stepped
-        if key in reset_keys:
-            mask |= reset
-        if mask.any():
-            infos[key], infos[f"_{key}"] = column, mask
+    for (key, column), mask in zip(columns.items(), stepped[None].repeat(len(columns), axis=0), strict=True):
+        in_step = has_stepped and key in step_keys
+        if has_reset and key in reset_keys:
+            mask[reset] = True
+            mask[stepped] = in_step
+        elif not in_step:
+            continue
+        infos[key], infos[f"_{key}"] = column, mask
     return infos

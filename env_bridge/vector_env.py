@@ -317,8 +317,10 @@ class VectorEnv:
         some = self._all if stepped is None else stepped
         truncated, terminated, diverged = outcome.truncated, outcome.terminated, outcome.diverged
         reward, observation = outcome.reward, self.simulation.observe()
-        has_diverged = count_step(self.elapsed, some, self._last_step, reward, truncated, diverged)
-        if observation.dtype.kind == "f" and not are_finite(observation):
+        has_diverged, is_finite = count_step(
+            self.elapsed, some, self._last_step, reward, truncated, diverged, observation
+        )
+        if not is_finite:
             diverged |= some & ~np.isfinite(observation).reshape(self.num_envs, -1).all(axis=1)
             has_diverged = True
         if has_diverged:  # nothing that is not finite leaves
@@ -335,7 +337,7 @@ class VectorEnv:
             truncated=truncated,
             diverged=diverged,
             info=columns,
-            told=self._told_of(stepped) if self._infos else (),
+            told=self._told_of(stepped) if self._infos and not columns else (),
             lost=lost,
         )
 
