@@ -162,15 +162,16 @@ def assemble(columns: Columns, step_keys: Sequence[str], reset_keys: Sequence[st
         step_keys: keys that stepped environments told.
         reset_keys: keys that the environments of the mask ``reset`` told.
     """
-    has_reset, stepped = np.count_nonzero(reset) > 0, ~reset
-    has_stepped = not has_reset or np.count_nonzero(stepped) > 0
-    infos: dict[str, Any] = {}
-    for (key, column), mask in zip(columns.items(), stepped[None].repeat(len(columns), axis=0), strict=True):
-        in_step = has_stepped and key in step_keys
-        if has_reset and key in reset_keys:
-            mask[reset] = True
-            mask[stepped] = in_step
-        elif not in_step:
-            continue
-        infos[key], infos[f"_{key}"] = column, mask
+    stepped, infos = ~reset, dict[str, Any]()
+    if not np.count_nonzero(reset):
+        for key in step_keys:
+            infos[key], infos[f"_{key}"] = columns[key], stepped.copy()
+        return infos
+    has_stepped = np.count_nonzero(stepped) > 0
+    for key, column in columns.items():
+        in_step, in_reset = has_stepped and key in step_keys, key in reset_keys
+        if in_step or in_reset:
+            infos[key], infos[f"_{key}"] = column, (stepped if in_step else reset).copy()
+            if in_step and in_reset:
+                infos[f"_{key}"][...] = True
     return infos

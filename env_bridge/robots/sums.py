@@ -2,6 +2,8 @@
 
 NumPy adds up contiguous numbers pairwise: eight running sums for each block, and the sum of two halves beyond that.
 
+numba's cache looks at a caller's own file alone: who changes this one must touch the robots' as well.
+
 Letters: E environments, N numbers.
 """
 
