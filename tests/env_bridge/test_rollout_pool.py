@@ -72,7 +72,7 @@ def test_two_workers_give_the_bits_of_one_process_and_continue_from_a_snapshot(p
     assert_same(performed(pool, following), run_rollout(following))
 
 
-@pytest.mark.parametrize(("sign", "patience_s"), [(signal.SIGKILL, 60.0), (signal.SIGSTOP, 8.0)])
+@pytest.mark.parametrize(("sign", "patience_s"), [(signal.SIGKILL, 60.0), (signal.SIGSTOP, 4.0)])
 def test_worker_that_is_killed_or_hangs_is_replaced_and_its_share_performed_again(
     sign: signal.Signals, patience_s: float
 ) -> None:
