@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from agents.acting_encoders import acting_encoder, expected_shapes, required_arrays
 from agents.acting_kernel import Actor, Float32Array, Indices, Seats, Seen, choose
-from agents.learning.compiled import alone_while_compiling
 from agents.learning.tiles import aligned_copy
 from swarm.errors import ConfigError
 from swarm.messages import Arrays, Json
@@ -215,10 +214,8 @@ class Members:
             noise=np.zeros((0, num_actions), np.float32),
         )
         seats = _seats([np.zeros(0, np.int64)] * len(self._weights))
-        with alone_while_compiling(self._encoder.step):
-            seen = self.encode(nobody, seats, nobody.state)
-        with alone_while_compiling(choose):
-            self.choose(seen, nobody.noise, seats, nobody.noise)
+        seen = self.encode(nobody, seats, nobody.state)
+        self.choose(seen, nobody.noise, seats, nobody.noise)
 
     @classmethod
     def stack(cls, members: Sequence[Members]) -> Members:

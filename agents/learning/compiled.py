@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
+import os
+import pickle
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Final, TypeVar, cast
 
+import structlog
 from numba import njit
+from numba.core.caching import FunctionCache
 
+log = structlog.get_logger(__name__)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 FAST: Final = {"contract", "reassoc", "nsz"}
@@ -39,7 +45,9 @@ def compiled_and_kept(function: FunctionT) -> FunctionT:
     only. Therefore define it behind the functions of its module that it calls.
     """
     function.__qualname__ += "_" + _digest(function)
-    return cast(FunctionT, _njit(**_OPTIONS, no_cfunc_wrapper=True, cache=True)(function))
+    dispatcher = _njit(**_OPTIONS, no_cfunc_wrapper=True)(function)
+    dispatcher._cache = KeptCode(function)  # type: ignore[no-untyped-call]  # what its own `enable_caching` does, with other code
+    return cast(FunctionT, dispatcher)
 
 
 def _digest(function: Callable[..., Any]) -> str:
@@ -66,18 +74,54 @@ def _digest(function: Callable[..., Any]) -> str:
     return sha256(b"".join(parts)).hexdigest()[:16]
 
 
-@contextmanager
-def alone_while_compiling(function: Callable[..., object]) -> Iterator[None]:
-    """Guard a call of a function that `compiled_and_kept` made: of many processes one compiles it, the others wait.
+class KeptCode(FunctionCache):
+    """The machine code of one function on disk. What is not there yet is compiled by a process of its own.
 
-    Nothing is waited for once the function has been called in this process, nor for the compiling of other functions.
+    A process that compiles a function keeps its helpers compiled by themselves, too, and where sums may be reordered,
+    calls of these give other last bits than what is read from the disk. So everybody reads it from there, and of many
+    processes one has it compiled while the others wait.
     """
-    dispatcher = cast(Any, function)
-    if dispatcher.signatures:
-        yield
-        return
-    folder = Path(dispatcher.stats.cache_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{dispatcher.py_func.__name__}.compiling.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:  # noqa: ANN401 - numba's protocol
+        """Return the code for these argument types; ``None``: compile it here."""
+        load: Any = super().load_overload
+        found = load(sig, target_context)
+        if found is not None or self._py_func.__module__ == "__main__":  # which no other process can import
+            return found
+        folder = Path(self.cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{self._py_func.__name__}.compiling.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = load(sig, target_context)
+            if found is None and _compile_elsewhere(self._py_func, sig):
+                found = load(sig, target_context)
+        return found
+
+
+def _compile_elsewhere(function: Callable[..., object], signature: object) -> bool:
+    """Have a new process compile and keep a function of a module; whether it did."""
+    given = pickle.dumps((sys.path, function.__module__, function.__name__)) + pickle.dumps(signature)
+    command = [sys.executable, "-m", compile_and_keep.__module__]
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, input=given, stderr=subprocess.PIPE, env=os.environ | paths, check=False)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip()
+        log.warning("compiled here, so that last bits may differ", function=function.__qualname__, reason=reason)
+    return done.returncode == 0
+
+
+def compile_and_keep(module: str, name: str, signature: object) -> None:
+    """Compile a function that `compiled_and_kept` made, in this process."""
+    dispatcher = getattr(importlib.import_module(module), name)
+    dispatcher.enable_caching()
+    dispatcher.compile(signature)
+
+
+def main() -> None:
+    """Do what `_compile_elsewhere` asks."""
+    sys.path, module, name = pickle.load(sys.stdin.buffer)
+    compile_and_keep(module, name, pickle.load(sys.stdin.buffer))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.config import SacConfig
-from agents.learning.compiled import alone_while_compiling
 from agents.learning.networks import NetworkSizes
 from agents.learning.replay import Replay, draw_indices
 from agents.learning.tiles import aligned_copy
@@ -240,18 +239,17 @@ class _Learner:
 
     def run(self, draws: Draws) -> None:
         """Make one update for each batch of draws."""
-        with alone_while_compiling(run_updates):
-            run_updates(
-                self._vectors,
-                self._scalars,
-                self._packed,
-                self._peers,
-                draws,
-                self._sizes,
-                self._settings,
-                self._sums,
-                self._workspace,
-            )
+        run_updates(
+            self._vectors,
+            self._scalars,
+            self._packed,
+            self._peers,
+            draws,
+            self._sizes,
+            self._settings,
+            self._sums,
+            self._workspace,
+        )
 
     def result(self) -> tuple[MemberState, LearnMetrics]:
         """Return the new state and what the updates were like."""

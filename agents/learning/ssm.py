@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from agents.learning import ssm_kernel
-from agents.learning.compiled import alone_while_compiling
 from agents.learning.parameters import Shapes, uniform_
 from swarm.errors import ConfigError
 
@@ -180,16 +179,15 @@ class _Layer(torch.autograd.Function):
         sigmoids = inputs_TEI.new_empty(2, num_rows, width)
         scratch = inputs_TEI.new_empty(ssm_kernel.scratch_elements(num_inputs, split // 2, width))
         keep, state = keep_TE.contiguous(), state_ES.contiguous()
-        with alone_while_compiling(ssm_kernel.forward):
-            ssm_kernel.forward(
-                _weights(w),
-                inputs_TEI.reshape(num_rows, num_inputs).contiguous().numpy(),
-                keep.numpy(),
-                state.numpy(),
-                joint.numpy(),
-                sigmoids.numpy(),
-                scratch.numpy(),
-            )
+        ssm_kernel.forward(
+            _weights(w),
+            inputs_TEI.reshape(num_rows, num_inputs).contiguous().numpy(),
+            keep.numpy(),
+            state.numpy(),
+            joint.numpy(),
+            sigmoids.numpy(),
+            scratch.numpy(),
+        )
         output, gate = sigmoids.sigmoid_()
         features = torch.neg(gate).addcmul_(output, gate, value=2).view(num_steps, num_sequences, width)
         states = joint[:, :split].view(num_steps, num_sequences, split)
@@ -213,20 +211,19 @@ class _Layer(torch.autograd.Function):
         wanted, carried = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         d_inputs = joint.new_empty(num_rows if wanted else 0, joint.shape[1] - split)
         d_state = joint.new_empty(num_sequences if carried else 0, split)
-        with alone_while_compiling(ssm_kernel.backward):
-            ssm_kernel.backward(
-                _weights(w),
-                upper.reshape(num_rows, -1).contiguous().numpy(),
-                keep.numpy(),
-                state.numpy(),
-                joint.numpy(),
-                sigmoids.numpy(),
-                following.reshape(-1, split).contiguous().numpy(),
-                _weights(found),
-                d_inputs.numpy(),
-                d_state.numpy(),
-                scratch.numpy(),
-            )
+        ssm_kernel.backward(
+            _weights(w),
+            upper.reshape(num_rows, -1).contiguous().numpy(),
+            keep.numpy(),
+            state.numpy(),
+            joint.numpy(),
+            sigmoids.numpy(),
+            following.reshape(-1, split).contiguous().numpy(),
+            _weights(found),
+            d_inputs.numpy(),
+            d_state.numpy(),
+            scratch.numpy(),
+        )
         return d_inputs.view(*keep.shape, -1) if wanted else None, None, d_state if carried else None, *found
 
 
