@@ -22,6 +22,7 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from env_bridge.neighbours import Share
 from env_bridge.precision import scale_actions, to_float32, write_float32
 from env_bridge.stepping import are_finite
 from env_bridge.tasks import check_task
@@ -69,19 +70,6 @@ def check_request(request: RolloutRequest) -> None:
         check_task(task)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """Which environments of a larger rollout these are: they draw what they would draw in the whole.
-
-    Attributes:
-        first: index of the first one in the whole.
-        of: number of environments of the whole.
-    """
-
-    first: int
-    of: int
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class Progress:
     """Where each environment stands in its episode: what a policy is told next, and the running statistics.
@@ -106,7 +94,7 @@ class Rollout:
 
     def __init__(self, request: RolloutRequest, env: VectorEnv, policy: Policy, share: Share | None = None) -> None:
         self._request = request
-        self._share = share or Share(first=0, of=env.num_envs)
+        self._share = share or Share(place=0, sizes=(env.num_envs,))
         self._env = env
         self._policy = policy
         self._takes_blocks = bool(getattr(policy, "takes_blocks", False))

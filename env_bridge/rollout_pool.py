@@ -1,15 +1,16 @@
 """Rollouts of several blocks shared among worker processes: each runs the policy next to its own physics.
 
-Letters: T steps, E environments.
+Letters: T steps, E environments, W worker processes.
 
 A rollout is a pure function of its request, and so is each share of it; put together they are, bit for bit, what one
-process would have given. A worker that dies or hangs is replaced and its share performed again.
+process would have given. Who is ahead helps the others (`neighbours`). A worker that dies or hangs is replaced; its
+share, and those of the others that had not answered, are performed again.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
+import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,11 +20,12 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from env_bridge.rollout import RolloutCancelled, Share
+from env_bridge.neighbours import THROUGH, Share, open_progress, shares_of
+from env_bridge.rollout import RolloutCancelled
 from env_bridge.shared_arrays import open_memory
 from env_bridge.snapshots import join_snapshots
 from env_bridge.wire import letter_to_result, request_to_letter
-from env_bridge.worker_process import WorkerProcess, lost_text
+from env_bridge.worker_process import LONG_PATIENCE_S, WorkerProcess, lost_text
 from swarm.environment import EpisodeStatistics, RolloutRequest, RolloutResult
 from swarm.errors import PeerLost
 from swarm.policy import BLOCK_SIZE
@@ -41,6 +43,7 @@ class RolloutPool:
         self._size = workers
         self._patience_s = patience_s
         self._workers: list[WorkerProcess | None] = [None] * workers
+        self._memory: int | None = None
         self.num_replaced = 0
 
     def takes(self, request: RolloutRequest) -> bool:
@@ -59,11 +62,8 @@ class RolloutPool:
         shares = split(request, self._size)
         results: list[RolloutResult | None] = [None] * len(shares)
         for _ in range(MAX_ATTEMPTS):
-            missing = [index for index, result in enumerate(results) if result is None]
             try:
-                asked = [index for index in missing if self._ask(index, *shares[index])]
-                for index in asked:
-                    results[index] = self._answer(index, should_stop)
+                self._attempt(shares, results, should_stop)
             except BaseException:
                 self.close(kill=True)  # other shares are under way: nobody waits for them
                 raise
@@ -72,44 +72,76 @@ class RolloutPool:
                 return join(done, [share for _, share in shares])
         raise PeerLost(f"stepping workers were lost in {MAX_ATTEMPTS} attempts at one rollout: giving up")
 
-    def _ask(self, index: int, request: RolloutRequest, share: Share) -> bool:
-        worker = self._workers[index]
-        if worker is None:
-            memory = open_memory()
-            try:
-                worker = self._workers[index] = WorkerProcess(memory, patience_s=self._patience_s)
-            finally:
-                os.close(memory)
-        letter = request_to_letter(request, 0)
+    def _attempt(
+        self,
+        shares: Sequence[tuple[RolloutRequest, Share]],
+        results: list[RolloutResult | None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Have all missing shares performed; where a worker is lost, the others that are at work end with it."""
+        if self._memory is None:
+            self._memory = open_memory()
+            self._progress = open_progress(self._memory, self._size)
+        for index, result in enumerate(results):
+            self._progress[index] = 0 if result is None else THROUGH
+        waiting = [index for index, result in enumerate(results) if result is None]
+        talks_to: list[int] = []
         try:
-            worker.send("rollout", {**letter.body, "share": [share.first, share.of]}, letter.arrays)
-        except PeerLost as error:
-            self._drop(index, error)
-            return False
-        return True
-
-    def _answer(self, index: int, should_stop: Callable[[], bool]) -> RolloutResult | None:
-        """The result of a share; ``None`` where its worker was lost."""
-        worker = self._workers[index]
-        assert worker is not None, "it was asked"
-        try:
-            worker.wait_ready()
-            asked_at = time.monotonic()
-            while not worker.poll(POLL_S):
+            for index in waiting:
+                talks_to = [index]
+                self._ask(index, *shares[index])
+            end_s = self._end_s(waiting)
+            while waiting:
+                for index in self._readable(waiting):
+                    talks_to = [index]
+                    worker = self._worker(index)
+                    if not worker.is_ready:
+                        worker.wait_ready()
+                        end_s = self._end_s(waiting)
+                        continue
+                    results[index] = letter_to_result(worker.wait())
+                    waiting.remove(index)
+                talks_to = []
                 if should_stop():
                     raise RolloutCancelled("stopped while workers were rolling out")
-                if time.monotonic() - asked_at > self._patience_s:
+                if time.monotonic() > end_s:
                     raise PeerLost("it did not answer in time")
-            return letter_to_result(worker.wait())
         except PeerLost as error:
-            self._drop(index, error)
-            return None
+            self._drop(waiting, talks_to or [place for place in waiting if self._progress[place] != THROUGH], error)
 
-    def _drop(self, index: int, error: PeerLost) -> None:
-        worker, self._workers[index] = self._workers[index], None
-        assert worker is not None, "it was lost"
-        self.num_replaced += 1
-        log.warning("performing a share of a rollout again", reason=lost_text(error, worker.kill()))
+    def _end_s(self, waiting: Sequence[int]) -> float:
+        """When patience ends with the workers that were just asked, or are just ready; a start may take long."""
+        are_ready = all(self._worker(index).is_ready for index in waiting)
+        return time.monotonic() + (self._patience_s if are_ready else max(self._patience_s, LONG_PATIENCE_S))
+
+    def _worker(self, index: int) -> WorkerProcess:
+        assert self._memory is not None, "an attempt opens it"
+        worker = self._workers[index]
+        if worker is None:
+            worker = self._workers[index] = WorkerProcess(self._memory, patience_s=self._patience_s)
+        return worker
+
+    def _ask(self, index: int, request: RolloutRequest, share: Share) -> None:
+        letter = request_to_letter(request, 0)
+        self._worker(index).send("rollout", {**letter.body, "share": share.to_json()}, letter.arrays)
+
+    def _readable(self, waiting: Sequence[int]) -> list[int]:
+        """Which workers have an answer, or have ended; none after a while."""
+        poll = select.poll()
+        places = {self._worker(index).descriptor: index for index in waiting}
+        for descriptor in places:
+            poll.register(descriptor, select.POLLIN)
+        return [places[descriptor] for descriptor, _ in poll.poll(1000 * POLL_S)]
+
+    def _drop(self, waiting: Sequence[int], lost: Sequence[int], error: PeerLost) -> None:
+        """End the workers that have not answered: who was lost, and who may wait for what these had in hand."""
+        for index in waiting:
+            worker, self._workers[index] = self._workers[index], None
+            if worker is not None:
+                how = worker.kill()
+                if index in lost:
+                    self.num_replaced += 1
+                    log.warning("performing a share of a rollout again", reason=lost_text(error, how))
 
     def close(self, *, kill: bool = False) -> None:
         """End all workers."""
@@ -117,6 +149,9 @@ class RolloutPool:
             if worker is not None:
                 worker.kill() if kill else worker.close()
                 self._workers[index] = None
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            os.close(memory)
 
 
 def split(request: RolloutRequest, parts: int) -> list[tuple[RolloutRequest, Share]]:
@@ -125,16 +160,16 @@ def split(request: RolloutRequest, parts: int) -> list[tuple[RolloutRequest, Sha
     num_blocks = num_envs // BLOCK_SIZE
     bounds = np.linspace(0, num_blocks, min(parts, num_blocks) + 1).astype(int) * BLOCK_SIZE
     shares = []
-    for first, end in itertools.pairwise(bounds.tolist()):
-        snapshot = request.snapshot
-        state = request.policy_state
+    for share in shares_of(request.tasks, bounds.tolist()):
+        rows = slice(share.first, share.first + share.sizes[share.place])
+        snapshot, state = request.snapshot, request.policy_state
         part = replace(
             request,
-            tasks=request.tasks[first:end],
-            snapshot=None if snapshot is None else {name: array[first:end] for name, array in snapshot.items()},
-            policy_state=None if state is None else state[first:end],
+            tasks=request.tasks[rows],
+            snapshot=None if snapshot is None else {name: array[rows] for name, array in snapshot.items()},
+            policy_state=None if state is None else state[rows],
         )
-        shares.append((part, Share(first=first, of=num_envs)))
+        shares.append((part, share))
     return shares
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from env_bridge.arguments import FEW
 from env_bridge.gym_vector import BridgeVectorEnv
 from env_bridge.infos import infos_to_arrays
-from env_bridge.rollout import Share, check_request, run_packed
+from env_bridge.rollout import check_request, run_packed
 from env_bridge.rollout_pool import RolloutPool
 from env_bridge.tasks import task_from_json
 from env_bridge.vector_env import VectorEnv
@@ -46,13 +46,34 @@ class Session:
     turn: int = 0
 
 
+class Kept:
+    """Environments by what they were made of, at most `MAX_KEPT`."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, VectorEnv] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], VectorEnv]) -> VectorEnv:
+        """The environment of ``key``, made where it is not there; the one that was not used for longest is closed."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        while len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)[1].close()
+        return self._kept[key]
+
+    def close(self) -> None:
+        """Close all."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+
+
 class Service:
     """Performs requests one after the other. Not thread-safe: one thread owns it."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._pool = RolloutPool(workers)
-        self._kept: OrderedDict[tuple[str, int], VectorEnv] = OrderedDict()
+        self._kept = Kept()
         self._sessions: OrderedDict[tuple[bytes, str], Session] = OrderedDict()
         self._operations: Mapping[str, Callable[[bytes, Letter], Letter]] = {
             "describe": self._describe,
@@ -81,15 +102,9 @@ class Service:
         return operation(client, letter)
 
     def _environment(self, env_id: str, num_envs: int) -> VectorEnv:
-        key = (env_id, num_envs)
-        if key not in self._kept:
-            if num_envs > MAX_ENVIRONMENTS:
-                raise ConfigError(f"got {num_envs} environments; at most {MAX_ENVIRONMENTS}")
-            self._kept[key] = VectorEnv(env_id, num_envs, workers=self._workers)
-        self._kept.move_to_end(key)
-        while len(self._kept) > MAX_KEPT:
-            self._kept.popitem(last=False)[1].close()
-        return self._kept[key]
+        if num_envs > MAX_ENVIRONMENTS:
+            raise ConfigError(f"got {num_envs} environments; at most {MAX_ENVIRONMENTS}")
+        return self._kept.get((env_id, num_envs), lambda: VectorEnv(env_id, num_envs, workers=self._workers))
 
     def _rollout(self, letter: Letter, should_stop: Callable[[], bool]) -> Letter:
         request = letter_to_request(letter)
@@ -97,17 +112,14 @@ class Service:
         if self._pool.takes(request):
             return result_to_letter(self._pool.perform(request, should_stop), letter.request_id)
         env = self._environment(request.env_id, len(request.tasks))
-        return result_to_letter(
-            run_packed(request, env, should_stop=should_stop, share=_share(letter)), letter.request_id
-        )
+        return result_to_letter(run_packed(request, env, should_stop=should_stop), letter.request_id)
 
     def close(self) -> None:
         """End worker processes and stepping threads."""
         self._pool.close()
         for session in self._sessions.values():
             session.env.close()
-        for env in self._kept.values():
-            env.close()
+        self._kept.close()
 
     def _describe(self, client: bytes, letter: Letter) -> Letter:
         env = self._environment(read(letter.body, "env_id", str), 1)
@@ -189,13 +201,6 @@ class Service:
         if session is not None:
             session.env.close()
         return answer(letter, {})
-
-
-def _share(letter: Letter) -> Share | None:
-    if "share" not in letter.body:
-        return None
-    first, of = read(letter.body, "share", list)
-    return Share(first=first, of=of)
 
 
 def answer(letter: Letter, body: Mapping[str, Json], **arrays: NDArray[np.generic]) -> Letter:

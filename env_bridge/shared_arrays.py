@@ -44,9 +44,10 @@ class ArraySpec:
 
 
 class SharedArrays:
-    """Arrays one after the other in the memory behind a file descriptor, zero at first.
+    """Arrays one after the other in the memory behind a file descriptor, zero where nobody wrote.
 
-    The memory has no name in any folder: it lives as long as a process holds the descriptor or a map of it.
+    Who creates them makes the memory large enough; it never shrinks, so that others may lie there, too. It has no name
+    in any folder: it lives as long as a process holds the descriptor or a map of it.
     """
 
     def __init__(self, descriptor: int, specs: Iterable[ArraySpec], *, create: bool) -> None:
@@ -56,7 +57,7 @@ class SharedArrays:
             self._layout[spec.name] = (spec.shape, np.dtype(spec.dtype), size)
             size += spec.num_bytes
         size = max(size, ALIGNMENT)
-        if create:
+        if create and os.fstat(descriptor).st_size < size:
             os.ftruncate(descriptor, size)
         self._bytes = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8)
         self.arrays = self._arrays_in(self._bytes)

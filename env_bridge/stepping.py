@@ -36,9 +36,10 @@ Integers = NDArray[np.int64]
 FIRST_WARNING: Final = int(mujoco.mjtWarning.mjWARN_BADQPOS)
 LAST_WARNING: Final = int(mujoco.mjtWarning.mjWARN_BADQACC)
 STATE: Final = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-TAKEN, COUNT, SOON = 0, 1, 2
+LEFT, COUNT, SOON = 0, 1, 2
 NUM_COUNTERS = 3
 FIELD: Final = "field."
+COUNTERS: Final = "counters"
 LOOKS: Final = 4000
 """Looks for a byte before waiting for it: about two milliseconds, in which whoever waits has nothing else to do."""
 FEW_LOOKS: Final = 200
@@ -103,13 +104,13 @@ _doubles: Any = intrinsic(_make_doubles)
 def _make_take(context: Any, address: Any) -> Any:  # noqa: ANN401
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ANN401
         place = builder.inttoptr(values[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "seq_cst")
+        return builder.atomic_rmw("sub", place, ir.Constant(ir.IntType(64), 1), "seq_cst")
 
     return types.int64(types.intp), generate
 
 
 _take: Any = intrinsic(_make_take)
-"""Return the integer at an address and add one to it, as one act for all threads and processes."""
+"""Return the integer at an address and take one from it, as one act for all threads and processes."""
 
 
 class Place(IntEnum):
@@ -147,7 +148,13 @@ def _gather(places: Any, e: int) -> None:  # noqa: ANN401 - (≥ Place.FIELDS,) 
 
 
 @numba.njit(cache=True, nogil=True)
-def _step(places: Any) -> None:  # noqa: ANN401
+def _step_one(places: Any) -> bool:  # noqa: ANN401
+    counters = _array(_pointer(places[Place.COUNTERS]), NUM_COUNTERS, np.int64)
+    if counters[LEFT] <= 0:
+        return False
+    left = _take(places[Place.COUNTERS])
+    if left <= 0:
+        return False
     num_envs, num_actions = places[Place.NUM_ENVS], places[Place.ACTION_SIZE]
     models = _array(_pointer(places[Place.MODELS]), num_envs, np.int64)
     control = _array(_doubles(places[Place.CONTROL]), num_actions)
@@ -155,31 +162,33 @@ def _step(places: Any) -> None:  # noqa: ANN401
     diverged = _array(_pointer(places[Place.DIVERGED]), num_envs, np.bool_)
     action = _array(_pointer(places[Place.ACTION]), (num_envs, num_actions), np.float32)
     indices = _array(_pointer(places[Place.INDICES]), num_envs, np.int64)
-    counters = _array(_pointer(places[Place.COUNTERS]), NUM_COUNTERS, np.int64)
     done = _array(_pointer(places[Place.DONE]), num_envs, np.bool_)
-    data = _pointer(places[Place.DATA])
-    while True:
-        i = _take(places[Place.COUNTERS])
-        if i >= counters[COUNT]:
-            return
-        e = indices[i]
-        model, state = _pointer(models[e]), _pointer(places[Place.STATES] + 8 * places[Place.STATE_SIZE] * e)
-        _SET_STATE(model, data, state, STATE)
-        for j in range(num_actions):
-            control[j] = action[e, j]
-        for k in range(warnings.shape[0]):
-            warnings[k, 0] = 0
-        for _ in range(places[Place.FRAME_SKIP]):
-            _STEP(model, data)
-        if places[Place.POST_CONSTRAINT]:
-            _POST_CONSTRAINT(model, data)
-        _gather(places, e)
-        _GET_STATE(model, data, state, STATE)
-        diverged[e] = False
-        for k in range(warnings.shape[0]):
-            if warnings[k, 0] != 0:
-                diverged[e] = True
-        done[i] = True
+    place = counters[COUNT] - left
+    data, e = _pointer(places[Place.DATA]), indices[place]
+    model, state = _pointer(models[e]), _pointer(places[Place.STATES] + 8 * places[Place.STATE_SIZE] * e)
+    _SET_STATE(model, data, state, STATE)
+    for j in range(num_actions):
+        control[j] = action[e, j]
+    for k in range(warnings.shape[0]):
+        warnings[k, 0] = 0
+    for _ in range(places[Place.FRAME_SKIP]):
+        _STEP(model, data)
+    if places[Place.POST_CONSTRAINT]:
+        _POST_CONSTRAINT(model, data)
+    _gather(places, e)
+    _GET_STATE(model, data, state, STATE)
+    diverged[e] = False
+    for k in range(warnings.shape[0]):
+        if warnings[k, 0] != 0:
+            diverged[e] = True
+    done[place] = True
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def _step(places: Any) -> None:  # noqa: ANN401
+    while _step_one(places):
+        pass
 
 
 @numba.njit(cache=True, nogil=True)
@@ -302,7 +311,7 @@ class Board:
         diverged: (E,) whether MuJoCo met a state that was not finite in the last step, and reset it.
         action: (E, A) float32.
         indices: (E,) the simulations to step, in front.
-        counters: (3,) how many of these were taken, how many there are, and whether the next step will come soon.
+        counters: (3,) how many of these nobody took yet, how many there are, and whether the next step will come soon.
         done: (E,) by place in ``indices``, whether it was stepped.
     """
 
@@ -314,7 +323,7 @@ class Board:
         self.diverged: NDArray[np.bool_] = arrays["diverged"]
         self.action: NDArray[np.float32] = arrays["action"]
         self.indices: Integers = arrays["indices"]
-        self.counters: Integers = arrays["counters"]
+        self.counters: Integers = arrays[COUNTERS]
         self.done: NDArray[np.bool_] = arrays["done"]
 
     def write(self, action: NDArray[np.float32], indices: Integers) -> None:
@@ -322,8 +331,7 @@ class Board:
         self.action[...] = action
         self.indices[: len(indices)] = indices
         self.done[:] = False
-        self.counters[COUNT] = len(indices)
-        self.counters[TAKEN] = 0
+        self.counters[COUNT] = self.counters[LEFT] = len(indices)  # in this order: from here on they may be taken
 
     def is_done(self) -> bool:
         """Whether all were stepped."""
@@ -346,7 +354,7 @@ def board_specs(model: mujoco.MjModel, fields: Mapping[str, NDArray[np.float64]]
         ("done", np.bool_, ()),
     ]
     specs = [ArraySpec(name=name, dtype=np.dtype(kind).str, shape=(num_envs, *rest)) for name, kind, rest in per_env]
-    return [*specs, ArraySpec(name="counters", dtype=np.dtype(np.int64).str, shape=(NUM_COUNTERS,))]
+    return [*specs, ArraySpec(name=COUNTERS, dtype=np.dtype(np.int64).str, shape=(NUM_COUNTERS,))]
 
 
 class Stepper:
@@ -400,6 +408,10 @@ class Stepper:
     def gather(self, index: int) -> None:
         """Copy the fields of ``data`` as those of a simulation."""
         _gather(self._places, index)
+
+    def step_one(self) -> bool:
+        """Take a simulation from the board and step it; false where none is left."""
+        return bool(_step_one(self._places))
 
     def step(self) -> None:
         """Take simulations from the board and step them until none is left."""

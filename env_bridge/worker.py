@@ -26,12 +26,15 @@ from env_bridge.dynamics import Models
 from env_bridge.infos import Told, encode_told
 from env_bridge.lanes import LaneOptions, LocalLanes
 from env_bridge.models import route_warnings_to_log
-from env_bridge.service import Service, error_kind
+from env_bridge.neighbours import Neighbours, Share
+from env_bridge.physics import RobotSimulation
+from env_bridge.rollout import check_request, run_packed
+from env_bridge.service import Kept, error_kind
 from env_bridge.shared_arrays import ArraySpec, SharedArrays
 from env_bridge.stepping import Board, Stepper
 from env_bridge.tasks import task_from_json
-from env_bridge.vector_env import find_robot
-from env_bridge.wire import Letter, encode, read, read_maps, read_optional_map
+from env_bridge.vector_env import VectorEnv, find_robot
+from env_bridge.wire import Letter, encode, letter_to_request, read, read_maps, read_optional_map, result_to_letter
 from env_bridge.worker_wire import (
     DONE,
     EXIT_PATIENCE_S,
@@ -140,14 +143,41 @@ class Hand:
         return self._stepper.serve(descriptor, STEP, DONE)
 
 
+class Shares:
+    """This process's part in a `rollout_pool.RolloutPool`."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._kept = Kept()
+
+    def perform(self, letter: Letter) -> Letter:
+        """Roll out one share. Raises ``ConfigError`` or ``ActionError`` as `rollout.run_rollout`."""
+        request = letter_to_request(letter)
+        check_request(request)
+        share = Share.from_json(read(letter.body, "share", dict))
+        env = self._kept.get((request.env_id, share.place, share.sizes), lambda: self._make(request.env_id, share))
+        simulation = env.simulation
+        if isinstance(simulation, RobotSimulation) and isinstance(simulation.crew, Neighbours):
+            with simulation.crew.rollout(share):
+                result = run_packed(request, env, share=share)
+        else:
+            result = run_packed(request, env, share=share)
+        return result_to_letter(result, letter.request_id)
+
+    def _make(self, env_id: str, share: Share) -> VectorEnv:
+        robot = find_robot(env_id, {})
+        crew = None if robot is None else Neighbours(self._memory, share, robot)
+        return VectorEnv(env_id, share.sizes[share.place], crew=crew)
+
+
 def serve(connection: socket.socket, memory: int) -> NoReturn:
     """Answer until the other end closes, which raises ``PeerLost``."""
-    service: Service | None = None
+    shares = Shares(memory)
     rows: Rows | None = None
     hand: Hand | None = None
 
     def perform(letter: Letter) -> Letter:
-        nonlocal service, rows, hand
+        nonlocal rows, hand
         if letter.kind == "make":
             rows = Rows(memory, letter.body)
             return Letter(kind="ok", request_id=letter.request_id)
@@ -158,8 +188,7 @@ def serve(connection: socket.socket, memory: int) -> NoReturn:
             hand.set_tasks(letter.body)
             return Letter(kind="ok", request_id=letter.request_id)
         if letter.kind == "rollout":
-            service = service or Service(workers=1)
-            return service.perform(b"", letter, lambda: False)
+            return shares.perform(letter)
         if rows is None:
             raise ConfigError(f"request {letter.kind!r} came before 'make'")
         return rows.perform(letter)

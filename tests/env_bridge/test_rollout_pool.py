@@ -89,6 +89,24 @@ def test_worker_that_is_killed_or_hangs_is_replaced_and_its_share_performed_agai
         pool.close()
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_worker_killed_at_any_moment_of_a_rollout_changes_no_bit(place: int) -> None:
+    wanted = request(num_steps=150)
+    expected = run_rollout(wanted)
+    pool = RolloutPool(2)
+    try:
+        performed(pool, wanted)
+        for moment in range(4):
+            worker = pool._workers[place]
+            assert worker is not None
+            killer = threading.Timer(0.003 + 0.01 * moment, os.kill, (worker.process.pid, signal.SIGKILL))
+            killer.start()
+            assert_same(performed(pool, wanted), expected)
+            killer.join()
+    finally:
+        pool.close()
+
+
 def test_cancelled_rollout_leaves_no_worker_behind_with_half_of_it(pool: RolloutPool) -> None:
     started = threading.Event()
 

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 
 from env_bridge import crew, worker_process
 from env_bridge.physics import RobotSimulation
-from env_bridge.stepping import TAKEN
+from env_bridge.stepping import LEFT
 from env_bridge.vector_env import find_robot
 from swarm.environment import TaskParameters
 from swarm.errors import ConfigError, PeerLost, SwarmError
@@ -60,7 +60,7 @@ def test_an_environment_that_a_lost_worker_had_in_hand_is_marked_and_starts_anew
     def begin_and_lose() -> None:
         kill(env, 0, signal.SIGSTOP)
         begin()
-        board.counters[TAKEN] += 1  # as the worker does that is killed now
+        board.counters[LEFT] -= 1  # as the worker does that is killed now
         kill(env, 0)
 
     with monkeypatch.context() as patch:
