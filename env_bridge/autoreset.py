@@ -30,24 +30,26 @@ class Batch(NamedTuple):
         reward: (E,) float64.
         terminated: (E,).
         truncated: (E,); true as well where the simulation diverged.
+        ended: (E,); either.
         diverged: (E,): the simulation broke down; nothing else of that row means anything.
         columns: infos of steps and resets, by key.
         told: infos of environments that step through their own class, as (index, info), in order.
+        lost: (E,) rows whose worker was lost; ``None``: none.
         final_observation: (E, …) the last ones of the episodes that ended in this step; ``SAME_STEP`` only.
         final_columns: infos of these last steps; ``SAME_STEP`` only, where episodes ended.
-        lost: (E,) rows whose worker was lost; ``None``: none.
     """
 
     observation: NDArray[Any]
     reward: NDArray[np.float64]
     terminated: Mask
     truncated: Mask
+    ended: Mask
     diverged: Mask
     columns: Columns
     told: Told = ()
+    lost: Mask | None = None
     final_observation: NDArray[Any] | None = None
     final_columns: Columns | None = None
-    lost: Mask | None = None
 
 
 class AutoresetEnv:
@@ -95,17 +97,9 @@ class AutoresetEnv:
             columns = merged(columns, self.env.reset_info(), self._reset_rows)
             if not columns:
                 told = tuple(sorted((*told, *self.env.told(resets)), key=lambda item: item[0]))
-        batch = Batch(
-            observation=step.observation,
-            reward=reward,
-            terminated=terminated,
-            truncated=truncated,
-            diverged=step.diverged,
-            columns=columns,
-            told=told,
-            lost=step.lost,
-        )
         ended = terminated | truncated
+        observation, diverged, lost = step.observation, step.diverged, step.lost
+        batch = Batch(observation, reward, terminated, truncated, ended, diverged, columns, told, lost)
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
             return self._reset_ended(batch, ended)
         if self._mode is AutoresetMode.NEXT_STEP:

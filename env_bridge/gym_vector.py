@@ -97,7 +97,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._has_tasks = True
         self._viewer: Viewer | None = None
         self._pending = np.zeros(num_envs, dtype=np.bool_)
-        self._unstarted = np.ones(num_envs, dtype=np.bool_)
+        self._unstarted, self._are_started = np.ones(num_envs, dtype=np.bool_), False
         self._seeds = [UNKNOWN_SEED] * num_envs
         self.num_diverged = 0
         if tasks is not None:
@@ -240,6 +240,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             self._seeds[row] = self._seeds[row] if given is None else given
         self._pending = self._pending & ~mask
         self._unstarted = self._unstarted & ~mask
+        self._are_started = not self._unstarted.any()
         self._is_torn = was_torn and not mask.all()
         if started.told:
             return started.observation, self._join_told(started.told)
@@ -270,7 +271,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         vector_env.check_action(given, self._action_shape)
         if self._is_strict:
             action_arrays.check_range(given, *self._action_limits)
-        if np.count_nonzero(self._unstarted):
+        if not self._are_started:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
         if self._given.mode is AutoresetMode.DISABLED and self._pending.any():
             raise gymnasium.error.ResetNeeded(
@@ -308,7 +309,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._is_torn, self._is_stepping = True, False  # in this order; until all is told
         batch = self._lanes.wait()
         infos = self._infos(batch)
-        self._pending = batch.terminated | batch.truncated
+        self._pending = batch.ended
         self._is_torn = False
         return batch.observation, batch.reward, batch.terminated, batch.truncated, infos
 
@@ -352,7 +353,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         return infos
 
     def _infos_of_same_step(self, batch: Batch) -> dict[str, Any]:
-        ended = batch.terminated | batch.truncated
+        ended = batch.ended
         infos = assemble(batch.columns, self._step_keys, self._reset_keys, ended)
         if not ended.any():
             return infos
@@ -443,7 +444,7 @@ class BridgeVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             self._is_torn = was_torn
             raise
         self._pending = np.array(state[PENDING], dtype=np.bool_)
-        self._unstarted[:] = False
+        self._unstarted[:], self._are_started = False, True
         self._seeds = [UNKNOWN_SEED] * self.num_envs
         self._is_torn = False
 

@@ -210,7 +210,7 @@ class LocalLanes:
 
     def expect_reset(self) -> None:
         """Have the next step reset every environment."""
-        self._env.pending[:] = True
+        self._env.pending = np.ones_like(self._env.pending)
 
     def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
         """See `Lanes`."""

@@ -235,17 +235,10 @@ class RobotSimulation:
         position = robot.locate(self._fields)
         velocity, goals = _velocity(self._before, position, self.timestep_s), self._goals.at(position)
         self._before = position
-        self._transition = Transition(
-            fields=self._fields, position=position, velocity=velocity, action=self._board.action, goals=goals
-        )
+        self._transition = Transition(self._fields, position, velocity, self._board.action, goals)
         self._judgement = judgement = robot.judge(self._transition)
-        return Outcome(
-            reward=judgement.reward,
-            terminated=judgement.terminated,
-            truncated=np.zeros(self.num_envs, dtype=np.bool_),
-            diverged=self._board.diverged.copy(),
-            lost=self._lost,
-        )
+        truncated, diverged = np.zeros(self.num_envs, dtype=np.bool_), self._board.diverged.copy()
+        return Outcome(judgement.reward, judgement.terminated, truncated, diverged, self._lost)
 
     def step_columns(self) -> Columns:
         """Infos of the last step. Call it before any reset."""

@@ -330,16 +330,8 @@ class VectorEnv:
         seen = self._sensors.sense(observation, stepped, self.generators)
         if restarted:
             seen = self._sensors.reset(restarted, observation, self.generators)
-        return Step(
-            observation=seen,
-            reward=reward,
-            terminated=terminated,
-            truncated=truncated,
-            diverged=diverged,
-            info=columns,
-            told=self._told_of(stepped) if self._infos and not columns else (),
-            lost=lost,
-        )
+        told = self._told_of(stepped) if self._infos and not columns else ()
+        return Step(seen, reward, terminated, truncated, diverged, columns, told, lost)
 
     def _told_of(self, rows: NDArray[np.bool_] | None) -> Told:
         return self.simulation.told(self._everyone.tolist() if rows is None else np.flatnonzero(rows).tolist())

@@ -80,8 +80,7 @@ class Rows:
         np.copyto(arrays["truncated"], batch.truncated)
         np.copyto(arrays["diverged"], batch.diverged)
         if batch.final_observation is not None:
-            ended = batch.terminated | batch.truncated
-            arrays["final_observation"][ended] = batch.final_observation[ended]
+            arrays["final_observation"][batch.ended] = batch.final_observation[batch.ended]
         return batch.told
 
     def perform(self, letter: Letter) -> Letter:

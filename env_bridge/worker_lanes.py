@@ -195,6 +195,7 @@ class WorkerLanes:
             reward=out["reward"],
             terminated=out["terminated"],
             truncated=out["truncated"],
+            ended=out["terminated"] | out["truncated"],
             diverged=out["diverged"],
             columns={},
             final_observation=out.get("final_observation"),

@@ -83,9 +83,10 @@ class HalfCheetah:
     def judge(self, transition: Transition) -> Judgement:
         """Forward reward minus control cost; never terminated."""
         forward = transition.goals.forward_reward(self.forward_reward_weight, transition.velocity)
-        weight, action = float(self.ctrl_cost_weight), transition.action
-        reward, control, terminated = _judge(forward, weight, action)
-        return Judgement(reward=reward, terminated=terminated, forward=forward, control=control)
+        weight, action, num_envs = float(self.ctrl_cost_weight), transition.action, len(forward)
+        reward, control = np.empty(num_envs), np.empty(num_envs, action.dtype)
+        _judge(forward, weight, action, reward, control)
+        return Judgement(reward=reward, terminated=np.zeros(num_envs, np.bool_), forward=forward, control=control)
 
     def info(self, transition: Transition, judgement: Judgement) -> Info:
         """Position and velocity along x, and the terms of the reward."""
@@ -102,13 +103,11 @@ class HalfCheetah:
 
 
 @numba.njit(cache=True, nogil=True)
-def _judge(forward: Any, weight: float, action: Any) -> Any:  # noqa: ANN401
-    num_envs, exact = len(forward), action.dtype.type
-    reward, control, terminated = np.empty(num_envs), np.empty(num_envs, action.dtype), np.zeros(num_envs, np.bool_)
-    for e in range(num_envs):
+def _judge(forward: Any, weight: float, action: Any, reward: Any, control: Any) -> None:  # noqa: ANN401
+    exact = action.dtype.type
+    for e in range(len(forward)):
         control[e] = exact(weight) * sum_of_squares(action, e)
         reward[e] = forward[e] - control[e]
-    return reward, control, terminated
 
 
 def half_cheetah(version: int) -> HalfCheetah:
