@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from env_bridge.dynamics import Models
 from env_bridge.robots.anatomy import Robot
 from env_bridge.shared_arrays import ArraySpec, SharedArrays
-from env_bridge.stepping import COUNT, COUNTERS, FEW_LOOKS, Board, Stepper
+from env_bridge.stepping import COUNT, COUNTERS, FEW_LOOKS, Board, Stepper, count_up
 from env_bridge.tasks import has_nominal_dynamics, task_from_json, task_to_json
 from env_bridge.wire import read, read_maps
 from swarm.environment import TaskParameters
@@ -33,7 +33,7 @@ PROGRESS: Final = "progress"
 THROUGH: Final = 1 << 62
 """The progress of a share that is through."""
 FEWEST: Final = 2
-"""With fewer simulations left, there is nothing to share."""
+"""Of a neighbour that has fewer simulations in a step, none are taken."""
 REST_S, LONGEST_REST_S = 5e-5, 1e-3
 
 
@@ -166,7 +166,7 @@ class Neighbours:
 
     def begin(self) -> None:
         """See `crew.Crew`: from now on neighbours may take what is on the board."""
-        self._progress[self._place] += 1
+        count_up(self._progress, self._place)
 
     def delegate(self) -> None:
         """Nothing: the caller's share is stepped when it waits."""

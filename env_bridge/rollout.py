@@ -28,7 +28,7 @@ from env_bridge.stepping import are_finite
 from env_bridge.tasks import check_task
 from env_bridge.vector_env import Step, VectorEnv, take
 from swarm.environment import EpisodeStatistics, RolloutRequest, RolloutResult
-from swarm.errors import ActionError, ConfigError, SwarmError
+from swarm.errors import ActionError, CodecError, ConfigError, SwarmError
 from swarm.messages import Arrays, Json
 from swarm.policy import BLOCK_SIZE, Policy, PolicyFactory, PolicyInput
 
@@ -329,15 +329,24 @@ class Rollout:
 
 
 def unpack(result: RolloutResult) -> RolloutResult:
-    """Give a packed result its column ``next_observation``; of a row that is not valid, it is the observation."""
+    """Give a packed result its column ``next_observation``; of a row that is not valid, it is the observation.
+
+    Raises:
+        CodecError: it is no packed result.
+    """
     columns = dict(result.columns)
-    ended_observation = columns.pop("ended_observation")
-    terminated, truncated, valid = (
-        np.asarray(columns[name], np.bool_) for name in ("terminated", "truncated", "valid")
-    )
-    observation = columns["observation"]
+    ended_observation = columns.pop("ended_observation", None)
+    flags = [np.asarray(columns.get(name, ()), np.bool_) for name in ("terminated", "truncated", "valid")]
+    observation = columns.get("observation")
+    if ended_observation is None or observation is None or any(len(flag) != len(observation) - 1 for flag in flags):
+        raise CodecError("bad-array", f"a rollout with columns {', '.join(result.columns)} that do not fit each other")
+    ended, valid = flags[0] | flags[1], flags[2]
+    if len(ended_observation) != np.count_nonzero(ended):
+        raise CodecError(
+            "bad-array", f"{len(ended_observation)} last observations of {np.count_nonzero(ended)} episodes"
+        )
     following = observation[1:].copy()
-    following[terminated | truncated] = ended_observation
+    following[ended] = ended_observation
     following[~valid] = observation[:-1][~valid]
     columns |= {"observation": observation[:-1], "next_observation": following}
     return replace(result, columns=columns)

@@ -107,7 +107,8 @@ class RolloutPool:
                 if time.monotonic() > end_s:
                     raise PeerLost("it did not answer in time")
         except PeerLost as error:
-            self._drop(waiting, talks_to or [place for place in waiting if self._progress[place] != THROUGH], error)
+            behind = [place for place in waiting if self._progress[place] != THROUGH]
+            self._drop(waiting, talks_to or behind or waiting, error)
 
     def _end_s(self, waiting: Sequence[int]) -> float:
         """When patience ends with the workers that were just asked, or are just ready; a start may take long."""
@@ -123,7 +124,12 @@ class RolloutPool:
 
     def _ask(self, index: int, request: RolloutRequest, share: Share) -> None:
         letter = request_to_letter(request, 0)
-        self._worker(index).send("rollout", {**letter.body, "share": share.to_json()}, letter.arrays)
+        body = {**letter.body, "share": share.to_json()}
+        try:
+            self._worker(index).send("rollout", body, letter.arrays)
+        except PeerLost as error:  # since its last rollout, with nothing in hand
+            self._drop([index], [index], error)
+            self._worker(index).send("rollout", body, letter.arrays)
 
     def _readable(self, waiting: Sequence[int]) -> list[int]:
         """Which workers have an answer, or have ended; none after a while."""

@@ -102,13 +102,13 @@ class Service:
         return operation(client, letter)
 
     def _environment(self, env_id: str, num_envs: int) -> VectorEnv:
-        if num_envs > MAX_ENVIRONMENTS:
-            raise ConfigError(f"got {num_envs} environments; at most {MAX_ENVIRONMENTS}")
         return self._kept.get((env_id, num_envs), lambda: VectorEnv(env_id, num_envs, workers=self._workers))
 
     def _rollout(self, letter: Letter, should_stop: Callable[[], bool]) -> Letter:
         request = letter_to_request(letter)
         check_request(request)
+        if len(request.tasks) > MAX_ENVIRONMENTS:
+            raise ConfigError(f"got {len(request.tasks)} environments; at most {MAX_ENVIRONMENTS}")
         if self._pool.takes(request):
             return result_to_letter(self._pool.perform(request, should_stop), letter.request_id)
         env = self._environment(request.env_id, len(request.tasks))

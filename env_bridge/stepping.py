@@ -113,6 +113,18 @@ _take: Any = intrinsic(_make_take)
 """Return the integer at an address and take one from it, as one act for all threads and processes."""
 
 
+def _make_fence(context: Any) -> Any:  # noqa: ANN401
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ANN401
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+_fence: Any = intrinsic(_make_fence)
+"""Have other processes see what was written before earlier than what is written after, and read likewise."""
+
+
 class Place(IntEnum):
     """What the kernel finds where in its one array: addresses and sizes (an argument of a call costs time, each)."""
 
@@ -150,6 +162,7 @@ def _gather(places: Any, e: int) -> None:  # noqa: ANN401 - (≥ Place.FIELDS,) 
 @numba.njit(cache=True, nogil=True)
 def _step_one(places: Any) -> bool:  # noqa: ANN401
     counters = _array(_pointer(places[Place.COUNTERS]), NUM_COUNTERS, np.int64)
+    _fence()
     if counters[LEFT] <= 0:
         return False
     left = _take(places[Place.COUNTERS])
@@ -181,6 +194,7 @@ def _step_one(places: Any) -> bool:  # noqa: ANN401
     for k in range(warnings.shape[0]):
         if warnings[k, 0] != 0:
             diverged[e] = True
+    _fence()
     done[place] = True
     return True
 
@@ -302,6 +316,29 @@ def count_step(
     return bool(some), bool(finite) and (is_plain or observation.dtype.kind != "f" or are_finite(observation))
 
 
+@numba.njit(cache=True, nogil=True)
+def _publish(counters: Any, count: int) -> None:  # noqa: ANN401
+    counters[COUNT] = count
+    _fence()
+    counters[LEFT] = count
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_done(done: Any, counters: Any) -> bool:  # noqa: ANN401
+    for place in range(counters[COUNT]):
+        if not done[place]:
+            return False
+    _fence()
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def count_up(progress: Any, place: int) -> None:  # noqa: ANN401
+    """Add one to ``progress`` (W,) at ``place``, behind all that was written before."""
+    _fence()
+    progress[place] += 1
+
+
 class Board:
     """E simulations of one robot, and which of them are to be stepped; its arrays may lie in shared memory.
 
@@ -331,11 +368,11 @@ class Board:
         self.action[...] = action
         self.indices[: len(indices)] = indices
         self.done[:] = False
-        self.counters[COUNT] = self.counters[LEFT] = len(indices)  # in this order: from here on they may be taken
+        _publish(self.counters, len(indices))
 
     def is_done(self) -> bool:
         """Whether all were stepped."""
-        return bool(self.done[: self.counters[COUNT]].all())
+        return bool(_is_done(self.done, self.counters))
 
     def left_behind(self) -> Integers:
         """Simulations that somebody took and did not finish."""

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from env_bridge.rollout import RolloutCancelled, run_rollout
+from env_bridge.rollout import RolloutCancelled, run_packed, run_rollout, unpack
 from env_bridge.vector_env import Step, VectorEnv
 from swarm.environment import RolloutRequest, RolloutResult, TaskParameters
-from swarm.errors import ActionError, ConfigError
+from swarm.errors import ActionError, CodecError, ConfigError
 from swarm.policy import PolicyInput
 
 SIZES = {
@@ -128,6 +128,21 @@ def test_what_follows_each_row_is_what_the_environment_showed_before_any_reset(
     np.testing.assert_array_equal(columns["next_observation"][valid], np.stack(shown)[valid])
     going_on = (valid & ~ended)[:-1]
     np.testing.assert_array_equal(columns["next_observation"][:-1][going_on], columns["observation"][1:][going_on])
+
+
+def test_a_packed_result_whose_columns_do_not_fit_is_refused() -> None:
+    wanted = request(num_steps=9, max_episode_steps=4)
+    packed = run_packed(wanted, VectorEnv(wanted.env_id, 8))
+    without = {name: column for name, column in packed.columns.items() if name != "ended_observation"}
+    ended, observation = packed.columns["ended_observation"], packed.columns["observation"]
+    for columns in (
+        without,
+        without | {"ended_observation": ended[:1]},  # which NumPy would give to all episodes
+        without | {"ended_observation": ended, "observation": observation[1:]},
+    ):
+        with pytest.raises(CodecError, match="bad-array"):
+            unpack(replace(packed, columns=columns))
+    assert len(unpack(packed).columns["next_observation"]) == 9
 
 
 def test_one_episode_each_masks_what_follows_the_end() -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from env_bridge.neighbours import THROUGH
 from env_bridge.rollout import RolloutCancelled, run_packed, run_rollout, unpack
 from env_bridge.rollout_pool import RolloutPool, join, split
 from env_bridge.vector_env import VectorEnv
@@ -103,6 +104,40 @@ def test_worker_killed_at_any_moment_of_a_rollout_changes_no_bit(place: int) -> 
             killer.start()
             assert_same(performed(pool, wanted), expected)
             killer.join()
+    finally:
+        pool.close()
+
+
+def test_workers_that_hang_when_they_are_through_are_replaced_and_counted() -> None:
+    pool = RolloutPool(2, patience_s=2.0)
+    try:
+        performed(pool, request())
+        for worker in pool._workers:
+            assert worker is not None
+            os.kill(worker.process.pid, signal.SIGSTOP)
+
+        def are_through() -> bool:
+            if pool.num_replaced == 0:
+                pool._progress[:] = THROUGH
+            return False
+
+        assert_same(unpack(pool.perform(request(), are_through)), run_rollout(request()))
+        assert pool.num_replaced == 2
+    finally:
+        pool.close()
+
+
+def test_a_worker_that_died_between_rollouts_costs_no_other() -> None:
+    pool = RolloutPool(2)
+    try:
+        performed(pool, request())
+        first, second = pool._workers
+        assert first is not None and second is not None  # noqa: PT018
+        os.kill(first.process.pid, signal.SIGKILL)
+        first.process.wait()
+        assert_same(performed(pool, request()), run_rollout(request()))
+        assert pool._workers[1] is second
+        assert pool.num_replaced == 1
     finally:
         pool.close()
 

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from env_bridge.service import Service
-from env_bridge.wire import Letter
+from env_bridge.service import MAX_ENVIRONMENTS, Service
+from env_bridge.wire import Letter, request_to_letter
+from swarm.environment import RolloutRequest, TaskParameters
 from swarm.errors import ConfigError
 from swarm.messages import Json
+from swarm.policy import BLOCK_SIZE
 
 
 @pytest.fixture
@@ -55,4 +57,16 @@ def test_a_session_that_no_client_could_use_is_refused_in_one_line_and_leaves_no
         assert "\n" not in str(caught.value)
     assert set(me.children()) == before
     assert not service._sessions
+    service.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_rollout_of_more_environments_than_a_bridge_has_is_refused(workers: int) -> None:
+    count = MAX_ENVIRONMENTS + BLOCK_SIZE
+    wanted = RolloutRequest(
+        env_id="HalfCheetah-v4", tasks=(TaskParameters(),) * count, seed=0, num_steps=1, policy="random"
+    )
+    service = Service(workers=workers)
+    with pytest.raises(ConfigError, match=f"got {count} environments; at most {MAX_ENVIRONMENTS}"):
+        service.perform(b"client", request_to_letter(wanted, 1), lambda: False)
     service.close()
