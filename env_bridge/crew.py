@@ -90,10 +90,32 @@ class Crew(Protocol):
         ...
 
 
-class ThreadCrew:
-    """The caller and W - 1 threads; see `Crew`. Stepping hardly needs the interpreter's lock."""
+class WithoutProcesses:
+    """What is the same for each `Crew` that has no processes of its own."""
 
     num_replaced = 0
+
+    def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
+        """Nothing: whoever steps knows them already."""
+
+    def delegate(self) -> None:
+        """Nothing: the caller's share is stepped when it waits."""
+
+    def is_at_hand(self) -> bool:
+        """Always."""
+        return True
+
+    def descriptors(self) -> Sequence[int]:
+        """None."""
+        return ()
+
+    def pids(self) -> Sequence[int]:
+        """None."""
+        return ()
+
+
+class ThreadCrew(WithoutProcesses):
+    """The caller and W - 1 threads; see `Crew`. Stepping hardly needs the interpreter's lock, and models are shared."""
 
     def __init__(self, workers: int) -> None:
         self._pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="stepping") if workers > 1 else None
@@ -110,34 +132,16 @@ class ThreadCrew:
         self._own = own
         self._others = [twin() for _ in range(self._workers - 1)]
 
-    def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
-        """Nothing: threads share the models."""
-
     def begin(self) -> None:
         """See `Crew`."""
         if self._pool is not None:
             self._futures = [self._pool.submit(other.step) for other in self._others]
-
-    def delegate(self) -> None:
-        """Nothing: the caller's share is stepped when it waits."""
 
     def finish(self) -> tuple[int, ...]:
         """See `Crew`."""
         self._own.step()
         for future in self._futures:
             future.result()
-        return ()
-
-    def is_at_hand(self) -> bool:
-        """Always."""
-        return True
-
-    def descriptors(self) -> Sequence[int]:
-        """None."""
-        return ()
-
-    def pids(self) -> Sequence[int]:
-        """None."""
         return ()
 
     def close(self) -> None:

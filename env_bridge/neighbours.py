@@ -20,6 +20,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from env_bridge.crew import WithoutProcesses
 from env_bridge.dynamics import Models
 from env_bridge.robots.anatomy import Robot
 from env_bridge.shared_arrays import ArraySpec, SharedArrays
@@ -89,7 +90,7 @@ def _progress_spec(shares: int) -> ArraySpec:
     return ArraySpec(name=PROGRESS, dtype=np.dtype(np.int64).str, shape=(shares,))
 
 
-class Neighbours:
+class Neighbours(WithoutProcesses):
     """The crew (see `crew.Crew`) of one share's simulations.
 
     Args:
@@ -97,8 +98,6 @@ class Neighbours:
         share: which one.
         robot: what is simulated.
     """
-
-    num_replaced = 0
 
     def __init__(self, memory: int, share: Share, robot: Robot) -> None:
         self._memory, self._place, self._sizes = memory, share.place, share.sizes
@@ -161,15 +160,9 @@ class Neighbours:
                 helped = True
         return helped
 
-    def set_tasks(self, tasks: Sequence[TaskParameters]) -> None:
-        """Nothing: neighbours know them, see `rollout`."""
-
     def begin(self) -> None:
         """See `crew.Crew`: from now on neighbours may take what is on the board."""
         count_up(self._progress, self._place)
-
-    def delegate(self) -> None:
-        """Nothing: the caller's share is stepped when it waits."""
 
     def finish(self) -> tuple[int, ...]:
         """See `crew.Crew`. A neighbour that dies with a simulation in hand is waited for: this process ends with it."""
@@ -179,18 +172,6 @@ class Neighbours:
             time.sleep(0.0 if looks < FEW_LOOKS else REST_S)
             looks += 1
         self._help()
-        return ()
-
-    def is_at_hand(self) -> bool:
-        """Always."""
-        return True
-
-    def descriptors(self) -> Sequence[int]:
-        """None."""
-        return ()
-
-    def pids(self) -> Sequence[int]:
-        """None."""
         return ()
 
     def close(self) -> None:
