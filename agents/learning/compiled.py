@@ -6,6 +6,7 @@ import fcntl
 import importlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,14 +16,26 @@ from types import FunctionType
 from typing import Any, Final, TypeVar, cast
 
 import structlog
-from numba import njit
+from numba import config, njit
 from numba.core.caching import FunctionCache
+
+from swarm.lifeline import die_with_parent
 
 log = structlog.get_logger(__name__)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 FAST: Final = {"contract", "reassoc", "nsz"}
 """Sums may be reordered and fused once, when compiling; NaN and infinity keep their meaning."""
+
+TIMEOUT_S: Final = 300
+"""How long the process that compiles one function may take; the longest ones take 15 s."""
+
+# The path comes by the pipe, not by PYTHONPATH: the environment reaches the processes that numba starts as well, and a
+# file beside the user's program that is named like a standard module would be imported by each of them.
+_PROGRAM: Final = f"""import pickle, sys
+sys.path = pickle.load(sys.stdin.buffer)
+from {__name__} import main
+main()"""
 
 _njit: Any = njit  # its published signature lacks the options that leave out wrappers for Python and C
 _OPTIONS: Final[dict[str, Any]] = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
@@ -93,21 +106,49 @@ class KeptCode(FunctionCache):
         with (folder / f"{self._py_func.__name__}.compiling.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = load(sig, target_context)
-            if found is None and _compile_elsewhere(self._py_func, sig):
+            if found is None:
+                reason = _compile_elsewhere(self._py_func, sig)
                 found = load(sig, target_context)
+                if found is None:
+                    reason = reason or f"nothing was kept in {folder}"
+                    name = self._py_func.__qualname__
+                    log.warning("compiled here, so that last bits may differ", function=name, reason=reason)
         return found
 
 
-def _compile_elsewhere(function: Callable[..., object], signature: object) -> bool:
-    """Have a new process compile and keep a function of a module; whether it did."""
-    given = pickle.dumps((sys.path, function.__module__, function.__name__)) + pickle.dumps(signature)
-    command = [sys.executable, "-m", compile_and_keep.__module__]
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, input=given, stderr=subprocess.PIPE, env=os.environ | paths, check=False)
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip()
-        log.warning("compiled here, so that last bits may differ", function=function.__qualname__, reason=reason)
-    return done.returncode == 0
+def _compile_elsewhere(function: Callable[..., object], signature: object) -> str:
+    """Have a new process compile and keep a function of a module; why it did not, or nothing."""
+    if not sys.executable:
+        return "no interpreter is known that could compile it elsewhere (sys.executable)"
+    path = [entry for entry in sys.path if isinstance(entry, str)]  # others are ignored when something is imported
+    asked = (os.getpid(), function.__module__, function.__name__)
+    given = pickle.dumps(path) + pickle.dumps(asked) + pickle.dumps(signature)
+    cache = str(getattr(config, "CACHE_DIR", ""))  # which the program may have set itself
+    environment = os.environ | ({"NUMBA_CACHE_DIR": cache} if cache else {})
+    command = [sys.executable, "-P", "-c", _PROGRAM]
+    try:  # in a group of its own, because Ctrl-C is for this process, which then ends it
+        done = subprocess.run(
+            command,
+            input=given,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            timeout=TIMEOUT_S,
+            process_group=0,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the process that compiles it took longer than {TIMEOUT_S} s"
+    except OSError as error:
+        return f"no process to compile it could be started: {error}"
+    if done.returncode < 0:
+        return f"the process that compiles it was ended by {_name_of(-done.returncode)}"
+    last_lines = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+    return "".join(last_lines) or f"exit status {done.returncode}" if done.returncode else ""
+
+
+def _name_of(number: int) -> str:
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
 def compile_and_keep(module: str, name: str, signature: object) -> None:
@@ -119,9 +160,6 @@ def compile_and_keep(module: str, name: str, signature: object) -> None:
 
 def main() -> None:
     """Do what `_compile_elsewhere` asks."""
-    sys.path, module, name = pickle.load(sys.stdin.buffer)
+    parent, module, name = pickle.load(sys.stdin.buffer)
+    die_with_parent(parent)
     compile_and_keep(module, name, pickle.load(sys.stdin.buffer))
-
-
-if __name__ == "__main__":
-    main()
