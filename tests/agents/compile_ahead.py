@@ -1,12 +1,11 @@
 """Compiles what takes longest, while tests run that do not need it: ``python -m tests.agents.compile_ahead``.
 
-Where a machine has compiled it before, it is read from the cache, and this is over at once.
+Each function is compiled by a process of its own, one after the other. Where a machine has compiled it before, it is
+read from the cache, and this is over at once.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -38,11 +37,7 @@ def act() -> None:
         policy.act(given_to(policy.state_size))
 
 
-PARTS = {"double": lambda: update(torch.float64), "single": lambda: update(torch.float32), "act": act}
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        PARTS[sys.argv[1]]()
-    else:  # a process for each: no other may compile what one of them does, but it may call what it compiled before
-        for part in PARTS:
-            subprocess.run([sys.executable, "-m", "tests.agents.compile_ahead", part], check=True)
+    update(torch.float64)
+    update(torch.float32)
+    act()
