@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from env_bridge.action_arrays import read_numbers
 from env_bridge.infos import infos_from_arrays
-from env_bridge.rollout import unpack
+from env_bridge.packed import unpack
 from env_bridge.tasks import check_task, task_to_json
 from env_bridge.wire import (
     DTYPES,

@@ -6,15 +6,13 @@ Everything is a pure function of the request. The policy acts on blocks of `BLOC
 of its kernels never depends on how many environments or stepping workers there are. Policies answer in [−1, 1], which
 the columns keep; the environment is given that action scaled to its own limits.
 
-On its way, a result is packed: what follows an observation is the next row, but where an episode ended. Column
-``observation`` then has T + 1 rows, and ``ended_observation`` (K, O) the last ones of the K episodes, in their order;
-`unpack` makes ``next_observation`` of them.
+On its way, a result is packed; see `packed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final, cast
@@ -23,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from env_bridge.neighbours import Share
+from env_bridge.packed import unpack
 from env_bridge.precision import scale_actions, to_float32, write_float32
 from env_bridge.stepping import are_finite
 from env_bridge.tasks import check_task
 from env_bridge.vector_env import Step, VectorEnv, take
 from swarm.environment import EpisodeStatistics, RolloutRequest, RolloutResult
-from swarm.errors import ActionError, CodecError, ConfigError, SwarmError
+from swarm.errors import ActionError, ConfigError, SwarmError
 from swarm.messages import Arrays, Json
 from swarm.policy import BLOCK_SIZE, Policy, PolicyFactory, PolicyInput
 
@@ -326,30 +325,6 @@ class Rollout:
             "total_reward": now.total_reward.copy(),
             "start": now.start.copy(),
         }
-
-
-def unpack(result: RolloutResult) -> RolloutResult:
-    """Give a packed result its column ``next_observation``; of a row that is not valid, it is the observation.
-
-    Raises:
-        CodecError: it is no packed result.
-    """
-    columns = dict(result.columns)
-    ended_observation = columns.pop("ended_observation", None)
-    flags = [np.asarray(columns.get(name, ()), np.bool_) for name in ("terminated", "truncated", "valid")]
-    observation = columns.get("observation")
-    if ended_observation is None or observation is None or any(len(flag) != len(observation) - 1 for flag in flags):
-        raise CodecError("bad-array", f"a rollout with columns {', '.join(result.columns)} that do not fit each other")
-    ended, valid = flags[0] | flags[1], flags[2]
-    if len(ended_observation) != np.count_nonzero(ended):
-        raise CodecError(
-            "bad-array", f"{len(ended_observation)} last observations of {np.count_nonzero(ended)} episodes"
-        )
-    following = observation[1:].copy()
-    following[ended] = ended_observation
-    following[~valid] = observation[:-1][~valid]
-    columns |= {"observation": observation[:-1], "next_observation": following}
-    return replace(result, columns=columns)
 
 
 def run_rollout(

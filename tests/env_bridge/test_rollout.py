@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from env_bridge.rollout import RolloutCancelled, run_packed, run_rollout, unpack
+from env_bridge.packed import unpack
+from env_bridge.rollout import RolloutCancelled, run_packed, run_rollout
 from env_bridge.vector_env import Step, VectorEnv
 from swarm.environment import RolloutRequest, RolloutResult, TaskParameters
 from swarm.errors import ActionError, CodecError, ConfigError

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from env_bridge.neighbours import THROUGH
-from env_bridge.rollout import RolloutCancelled, run_packed, run_rollout, unpack
+from env_bridge.packed import unpack
+from env_bridge.rollout import RolloutCancelled, run_packed, run_rollout
 from env_bridge.rollout_pool import RolloutPool, join, split
 from env_bridge.vector_env import VectorEnv
 from swarm.environment import RolloutRequest, RolloutResult, TaskParameters
