@@ -125,6 +125,7 @@ class BridgeClient:
             ConfigError: the request does not fit the environment.
             ActionError: the policy gave an action that is not finite.
             PeerLost: no bridge answered within the client's patience.
+            CodecError: its answer does not fit together.
         """
         return unpack(letter_to_result(await self._call(request_to_letter(request, next(self._numbers)))))
 
